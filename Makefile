@@ -1,0 +1,44 @@
+# Each line is a command you can type; README.md shows them.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python -m ptft_lightning
+Q := configs/quickstart
+
+.PHONY: help quickstart test test-slow test-gpu lint clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: .venv/installed  ## text -> tokenizer -> pretrain -> fine-tune -> test -> predict
+	rm -rf runs/quickstart
+	$(BIN)/python examples/wordnet.py --output runs/quickstart/data
+	$(RUN) tokenizer --files '[runs/quickstart/data/corpus.jsonl]' --vocab_size 4096 --output runs/quickstart/tokenizer
+	$(RUN) prepare --files '[runs/quickstart/data/corpus.jsonl]' --tokenizer runs/quickstart/tokenizer --output runs/quickstart/store
+	$(RUN) fit --config $(Q)/pretrain.yaml
+	$(RUN) fit --config $(Q)/finetune.yaml
+	$(RUN) test --run_dir runs/quickstart/finetune
+	$(RUN) predict --run_dir runs/quickstart/finetune --text "someone who repairs shoes"
+	$(BIN)/python examples/wordnet_gain.py
+
+test: .venv/installed lint  ## lint, type-check and test: what CI does
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: .venv/installed  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+test-gpu: .venv/installed  ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+lint: .venv/installed  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove runs and the virtual environment
+	rm -rf runs .venv

@@ -1,0 +1,69 @@
+"""What every backbone promises; knows no architecture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ptft_lightning.data.sample_order import random_key
+
+
+class Backbone(nn.Module):
+    """Tokens in, hidden states out.
+
+    Attributes:
+        dim: width of the hidden states.
+        vocab_size: rows of the embedding.
+        max_length: the longest document it can read.
+        causal: whether a position sees only those before it.
+        packs: whether several documents may share a row.
+        layers: its repeated parts, the units of sharding, compiling and checkpointing.
+        embedding: the token embedding, which heads may tie to.
+        recompute: whether each layer's activations are computed again in the backward pass.
+    """
+
+    dim: int
+    vocab_size: int
+    max_length: int
+    causal: bool
+    packs: bool
+    layers: nn.ModuleList
+    embedding: nn.Embedding
+    recompute: bool = False
+
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T) tokens with the fields of a `Batch` -> (B, T, dim) hidden states."""
+        raise NotImplementedError
+
+
+STD = 0.02
+
+
+def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Tensor:
+    """The value of a new parameter: all initialisation is in this function.
+
+    | parameter | value | source |
+    |---|---|---|
+    | embeddings, linear weights | normal, std 0.02 | Devlin et al. 2019; Radford et al. 2019 |
+    | `out`, `down` (add to the residual) | normal, 0.02 / sqrt(2 layers) | Radford et al. 2019 |
+    | norm weights | 1 | Ba et al. 2016 |
+    | biases | 0 | |
+
+    Each value depends on (seed, name) alone: neither the device, the sharding nor the order in
+    which modules are built changes it, and a rank can make one tensor at a time.
+    """
+    if len(shape) == 1:
+        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    residual = name.endswith(("out.weight", "down.weight"))
+    std = STD / math.sqrt(2 * layers) if residual else STD
+    generator = torch.Generator().manual_seed(random_key(seed, name) % 2**63)
+    return torch.empty(tuple(shape)).normal_(0.0, std, generator=generator)

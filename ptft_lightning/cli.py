@@ -1,0 +1,63 @@
+"""The command line's front door: names every command, loads only the one asked for."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from ptft_lightning import __version__
+from ptft_lightning.errors import UserError
+
+TRAINING = "ptft_lightning.commands.train"
+COMMANDS = {
+    "fit": (TRAINING, "train: phase one (PretrainModule) or phase two (FinetuneModule)"),
+    "validate": (TRAINING, "metrics on the validation data"),
+    "test": (TRAINING, "metrics on the test data"),
+    "predict": (TRAINING, "predictions for a file or for --text"),
+    "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
+    "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
+    "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
+}
+
+
+def usage() -> str:
+    """The text of --help."""
+    lines = [
+        "usage: python -m ptft_lightning COMMAND [options]",
+        "",
+        "Pretrain a language model on your own text, then fine-tune it for your own tasks.",
+        "",
+        "commands:",
+        *(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()),
+        "",
+        "python -m ptft_lightning COMMAND --help tells a command's options.",
+    ]
+    return "\n".join(lines)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command; a user's mistake is one line and exit code 2."""
+    words = sys.argv[1:] if args is None else args
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if words[0] == "--version":
+        print(__version__)
+        return
+    try:
+        run(words[0], words[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(command: str, args: list[str]) -> None:
+    """Import the command's file and hand it the words after the command's name."""
+    if command not in COMMANDS:
+        from difflib import get_close_matches
+
+        close = get_close_matches(command, COMMANDS, n=1)
+        hint = f": did you mean '{close[0]}'?" if close else f": choose from {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command '{command}'{hint}")
+    module = import_module(COMMANDS[command][0])
+    module.run(command, args)

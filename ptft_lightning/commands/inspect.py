@@ -1,0 +1,84 @@
+"""`inspect`: say what a bundle, a checkpoint, a run, a token store or a tokenizer holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ptft_lightning.commands.tool import run_tool
+from ptft_lightning.data.token_store import read_manifest
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+
+
+def inspect(path: str) -> None:
+    """Print what is at a path, as JSON.
+
+    Args:
+        path: A bundle, run directory, checkpoint, token store or tokenizer.json.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise UserError(f"not found: '{path}'")
+    if (place / "manifest.json").is_file():
+        facts = _store(place)
+    elif place.name == "tokenizer.json":
+        facts = _tokenizer(Tokenizer.load(place))
+    else:
+        facts = _bundle(place)
+    print(json.dumps(facts, indent=1, ensure_ascii=False))
+
+
+def _store(place: Path) -> dict[str, Any]:
+    manifest = read_manifest(place)
+    splits = {
+        split: {
+            "shards": len(shards),
+            "documents": sum(s.documents for s in shards),
+            "tokens": sum(s.tokens for s in shards),
+            "text_bytes": sum(s.text_bytes for s in shards),
+        }
+        for split, shards in (("train", manifest.train), ("validation", manifest.validation))
+    }
+    return {
+        "kind": "token store",
+        "fingerprint": manifest.fingerprint,
+        "tokenizer": manifest.tokenizer,
+        "dtype": manifest.dtype,
+        **splits,
+        "bad_documents": manifest.bad_documents,
+        "plan": manifest.plan,
+    }
+
+
+def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    parts = {part: getattr(tokenizer, part) for part in ("pad", "mask", "begin", "end")}
+    return {
+        "kind": "tokenizer",
+        "fingerprint": tokenizer.fingerprint,
+        "ids": tokenizer.size,
+        "round_trips": tokenizer.round_trips,
+        **parts,
+    }
+
+
+def _bundle(place: Path) -> dict[str, Any]:
+    from ptft_lightning.handoff.bundle import open_bundle  # torch only where it is needed
+
+    bundle = open_bundle(place)
+    shapes = {name: list(bundle.tensor(name).shape) for name in sorted(bundle.names())}
+    return {
+        "kind": f"{bundle.config['phase']} bundle",
+        "path": bundle.path,
+        "hash": bundle.hash,
+        "config": bundle.config,
+        "tokenizer": _tokenizer(bundle.tokenizer),
+        "lineage": bundle.lineage,
+        "tensors": shapes,
+    }
+
+
+def run(command: str, args: list[str]) -> None:
+    """The command line's way in."""
+    run_tool(command, inspect, args, positional=True)

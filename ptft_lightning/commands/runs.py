@@ -1,0 +1,136 @@
+"""What a run directory holds and what the commands take from it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from ptft_lightning.data.module import say
+from ptft_lightning.errors import UserError
+from ptft_lightning.modules.checkpoints import is_whole, last_checkpoint, list_checkpoints
+from ptft_lightning.modules.csv_metrics import CsvMetrics
+
+SHARED_KEYS = ("trainer", "model", "data")  # of a fit's config, those other commands read
+
+
+def checkpoint_of(ckpt_path: str | None, run_dir: Path) -> str | None:
+    """The checkpoint that `--ckpt_path` means; None to start anew.
+
+    `last` is the newest whole checkpoint of the run; where there is none yet, the run begins, so
+    that a scheduler can start and restart a job with the same words.
+
+    Raises:
+        UserError: the path is missing, torn, or not a checkpoint.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path == "last":
+        found = last_checkpoint(run_dir / "checkpoints")
+        if found is None:
+            say(f"no checkpoint in '{run_dir}': starting at step 0")
+        return None if found is None else str(found)
+    path = Path(ckpt_path)
+    if not path.exists():
+        have = [str(p) for p in list_checkpoints(run_dir / "checkpoints")]
+        listed = f"; '{run_dir}' has {', '.join(have)}" if have else ""
+        raise UserError(f"--ckpt_path not found: '{ckpt_path}'{listed}")
+    if not is_whole(path):
+        raise UserError(f"--ckpt_path '{ckpt_path}' is torn or not a checkpoint: try 'last'")
+    return ckpt_path
+
+
+def refuse_finished(run_dir: Path, fast: bool) -> None:
+    """Keep a new run from writing over an earlier one.
+
+    Raises:
+        UserError: the directory holds checkpoints or a bundle.
+    """
+    taken = list_checkpoints(run_dir / "checkpoints") or (run_dir / "bundle").exists()
+    if taken and not fast:
+        raise UserError(
+            f"--run_dir '{run_dir}' already holds a run: go on with --ckpt_path last, give another "
+            "--run_dir, or remove it"
+        )
+
+
+def bundle_of(ckpt_path: str | None, run_dir: Path) -> str:
+    """What test and predict load: a named checkpoint, else the run's bundle.
+
+    Raises:
+        UserError: there is none.
+    """
+    if ckpt_path is not None:
+        found = checkpoint_of(ckpt_path, run_dir)
+        if found is None:
+            raise UserError(f"no checkpoint in '{run_dir}'")
+        return found
+    if not (run_dir / "bundle").is_dir():
+        raise UserError(f"no bundle in '{run_dir}': train there first, or give another --run_dir")
+    return str(run_dir / "bundle")
+
+
+def config_of(command: str, args: list[str]) -> list[str]:
+    """Commands after a fit need no config: the run's own is read from its directory."""
+    named = any(a in ("-c", "--config", "-h", "--help") or a.startswith("--config=") for a in args)
+    if command == "fit" or named:
+        return args
+    run_dir = _value(args, "--run_dir")
+    file = Path(run_dir or "") / "config.yaml"
+    if run_dir is None or not file.is_file():
+        return args
+    content = yaml.safe_load(file.read_text())
+    kept = {key: content[key] for key in SHARED_KEYS}
+    kept["trainer"].pop("logger", None)
+    kept["data"]["init_args"]["audit"] = None
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as stream:
+        yaml.safe_dump(kept, stream)
+    return ["--config", stream.name, *args]
+
+
+def _value(args: list[str], name: str) -> str | None:
+    for i, word in enumerate(args):
+        if word == name and i + 1 < len(args):
+            return args[i + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def build_loggers(given: Any, run_dir: Path) -> list[Logger]:
+    """metrics.csv always; W&B unless other loggers were given (False: none).
+
+    W&B is offline unless WANDB_MODE says otherwise, so that no account is needed; a resumed run
+    keeps its id.
+    """
+    own: list[Logger] = [CsvMetrics(run_dir / "metrics.csv")]
+    if given is False:
+        return own
+    if given not in (None, True):
+        return own + (list(given) if isinstance(given, (list, tuple)) else [given])
+    mode = os.environ.get("WANDB_MODE", "offline")
+    if mode == "disabled":
+        return own
+    run_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    wandb = WandbLogger(
+        name=run_dir.name,
+        project="ptft_lightning",
+        save_dir=str(run_dir),
+        id=_wandb_id(run_dir),
+        resume="allow",
+        offline=mode != "online",
+    )
+    return [*own, wandb]
+
+
+def _wandb_id(run_dir: Path) -> str:
+    file = run_dir / "wandb_id"
+    if not file.is_file():
+        file.write_text(uuid.uuid4().hex[:8] + "\n")
+    return file.read_text().strip()

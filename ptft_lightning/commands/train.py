@@ -1,0 +1,275 @@
+"""`fit`, `validate`, `test`, `predict`: Lightning's command line with a run directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+# Named on the command line without their modules; also what short class names resolve to.
+import ptft_lightning.objectives.causal
+import ptft_lightning.objectives.masked
+import ptft_lightning.tasks.classification
+import ptft_lightning.tuning.frozen  # noqa: F401
+from ptft_lightning.commands.mistakes import one_line
+from ptft_lightning.commands.runs import (
+    build_loggers,
+    bundle_of,
+    checkpoint_of,
+    config_of,
+    refuse_finished,
+)
+from ptft_lightning.data.corpus import CorpusDataModule  # noqa: F401
+from ptft_lightning.data.module import PhaseData, say
+from ptft_lightning.data.task_data import TaskDataModule
+from ptft_lightning.errors import UserError
+from ptft_lightning.modules.audit import Audit
+from ptft_lightning.modules.checkpoints import Checkpoints
+from ptft_lightning.modules.csv_metrics import CsvMetrics
+from ptft_lightning.modules.finetune import FinetuneModule
+from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
+from ptft_lightning.modules.phase import PhaseModule
+from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
+from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
+from ptft_lightning.modules.progress_callback import TrainingProgress
+
+TRAINER_DEFAULTS = {
+    "max_epochs": -1,
+    "gradient_clip_val": 1.0,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 20,
+    "use_distributed_sampler": False,  # the data modules share samples out themselves
+    "enable_checkpointing": False,  # Checkpoints does it
+    "enable_progress_bar": False,  # TrainingProgress does it
+    "enable_model_summary": False,
+}
+
+
+class Parser(LightningArgumentParser):
+    """Errors in one line instead of a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """Print the mistake with a suggestion, exit with code 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise UserError(one_line(message))
+
+
+class SaveConfig(SaveConfigCallback):
+    """The whole config: config.yaml in the run directory, and in every logger."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write on rank 0, when training starts."""
+        if stage != "fit" or not trainer.is_global_zero or cast(Any, trainer).fast_dev_run:
+            return
+        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        run_dir = Path(self.config["run_dir"])
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": yaml.safe_load(text)})
+
+
+class CLI(LightningCLI):
+    """Lightning's CLI; the checkpoint-over-config merge is disabled."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning 2.6.6 lets a checkpoint's hyperparameters override the command line, and
+        silently rebuilds the class that saved it (pytorch-lightning#21455)."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What a run has beside trainer, model and data."""
+        parser.add_argument(
+            "--run_dir",
+            default="runs/default",
+            help="Directory of this run: config, metrics, checkpoints, bundle.",
+        )
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="Precision of float32 matrix products: 'high' uses TF32 on GPUs.",
+        )
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--text", type=list[str] | str | None, help="Texts to predict.")
+            parser.add_argument(
+                "--output", type=str | None, help="File for the predictions (.jsonl)."
+            )
+        return parser
+
+    @property
+    def options(self) -> Namespace:
+        """The options of the subcommand."""
+        return cast(Namespace, self.config[self.subcommand])
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint or bundle a command means."""
+        options = self.options
+        run_dir = Path(options.run_dir)
+        torch.set_float32_matmul_precision(options.float32_matmul_precision)
+        if options.trainer.strategy in ("fsdp", "fsdp_cpu_offload"):
+            raise UserError(
+                f"trainer.strategy is '{options.trainer.strategy}': sharding here is FSDP2, add "
+                "--config configs/trainer/fsdp.yaml instead"
+            )
+        if self.subcommand == "fit":
+            options.ckpt_path = checkpoint_of(options.ckpt_path, run_dir)
+            if options.ckpt_path is None and global_rank() == 0:
+                refuse_finished(run_dir, fast=bool(options.trainer.fast_dev_run))
+            return
+        options.trainer.logger = False
+        model = options.model.init_args
+        if model.init_from is None or "FinetuneModule" in options.model.class_path:
+            model.init_from = bundle_of(options.ckpt_path, run_dir)
+        model.backbone = None
+        options.ckpt_path = None
+        if "from_scratch" in model:
+            model.from_scratch = False
+        if self.subcommand == "predict" and options.text is not None:
+            texts = [options.text] if isinstance(options.text, str) else options.text
+            options.data.init_args.text = texts
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add what every run has: metrics.csv, W&B, checkpoints, preemption, progress, audit."""
+        options = self._get(self.config_init, "trainer")
+        run_dir = Path(self.options.run_dir)
+        checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
+        checkpoints.run_dir = run_dir
+        self.preempt = Preempt(checkpoints)
+        callbacks = [self.preempt, TrainingProgress()]
+        if self.datamodule.audit is not None:
+            callbacks.append(Audit(self.datamodule.audit))
+        given = options.callbacks or []
+        options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
+        plugins = options.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        options.plugins = [*plugins, AtomicCheckpointIO()]
+        options.default_root_dir = options.default_root_dir or str(run_dir)
+        fitting = self.subcommand == "fit" and not options.fast_dev_run
+        options.logger = build_loggers(options.logger, run_dir) if fitting else False
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Drop metrics of steps that a resume will do again."""
+        if self.options.ckpt_path is not None and global_rank() == 0:
+            step = int(Path(self.options.ckpt_path).stem.rpartition("=")[2])
+            say(f"resuming from '{self.options.ckpt_path}'")
+            for logger in self.trainer.loggers:
+                if isinstance(logger, CsvMetrics):
+                    logger.forget_after(step)
+
+    def after_fit(self) -> None:
+        """Tell a preempted run's end from a finished one's."""
+        if self.preempt.stopped:
+            sys.exit(EXIT_CODE)
+        if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+            say(f"done: {Path(self.options.run_dir) / 'bundle'}")
+
+    def test(self, model: L.LightningModule, **kwargs: Any) -> None:
+        """Test, and keep the metrics in the run directory."""
+        self._measure("test", model, **kwargs)
+
+    def validate(self, model: L.LightningModule, **kwargs: Any) -> None:
+        """Validate, and keep the metrics in the run directory."""
+        self._measure("validate", model, **kwargs)
+
+    def _measure(self, what: str, model: L.LightningModule, **kwargs: Any) -> None:
+        results = getattr(self.trainer, what)(model, **{**kwargs, "verbose": False})
+        if not results:
+            raise UserError(f"nothing to {what}: name a file with --data.{what}")
+        if self.trainer.is_global_zero:
+            text = json.dumps(results[0])
+            run_dir = Path(self.options.run_dir)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / f"{what}.json").write_text(text + "\n")
+            print(text)
+
+    def predict(self, model: FinetuneModule, **kwargs: Any) -> None:
+        """Predict, and write one JSON line per example in the order of the file."""
+        if not isinstance(model, FinetuneModule):
+            raise UserError("predict needs a phase-two model (FinetuneModule)")
+        kwargs.pop("return_predictions", None)
+        mine = self.trainer.predict(model, return_predictions=True, **kwargs) or []
+        parts: list[Any] = [mine]
+        if self.trainer.world_size > 1:
+            parts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, mine)
+        if self.trainer.is_global_zero:
+            self._write_predictions(model, [pair for part in parts for pair in part])
+
+    def _write_predictions(self, model: FinetuneModule, pairs: list[Any]) -> None:
+        scores = {
+            int(n): row for numbers, rows in pairs for n, row in zip(numbers, rows, strict=True)
+        }
+        data = cast(TaskDataModule, self.datamodule)
+        lines = [
+            json.dumps(
+                {"text": text, **model.task.record(scores[n], data.labels)}, ensure_ascii=False
+            )
+            for n, text in enumerate(data.texts)
+        ]
+        if self.options.text is not None and self.options.output is None:
+            print("\n".join(lines))
+            return
+        output = Path(self.options.output or Path(self.options.run_dir) / "predictions.jsonl")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        say(f"{len(lines)} predictions: {output}")
+
+
+def global_rank() -> int:
+    """This process's rank, known before a trainer exists."""
+    rank: int = getattr(rank_zero_only, "rank", 0)
+    return rank
+
+
+def quieten() -> None:
+    """Leave out what a user can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        "LightningCLI's args parameter",  # main(args) is called on purpose
+        "`isinstance(treespec, LeafSpec)`",  # Lightning 2.6.6 under torch 2.13
+        "does not have many workers",  # batches are made in microseconds
+        "`weights_only` was not set",
+        "when logging on epoch level in distributed setting",  # ours are reduced already
+        "You defined a `validation_step`",  # no document was held out
+        "Precision bf16-mixed is not supported by the model summary",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
+
+
+def run(command: str, args: list[str]) -> None:
+    """The command line's way in."""
+    quieten()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    CLI(
+        PhaseModule,
+        PhaseData,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=[command, *config_of(command, args)],
+        parser_class=Parser,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )

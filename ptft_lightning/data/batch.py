@@ -1,0 +1,108 @@
+"""The one batch format of both phases; knows nothing of where rows come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Ints = npt.NDArray[np.integer[Any]]
+
+
+@dataclass
+class Batch:
+    """Rows of packed documents with what is to be predicted.
+
+    B rows of T tokens. Attention never crosses documents.
+    """
+
+    tokens: Tensor
+    """(B, T) int64 token ids."""
+    documents: Tensor | None
+    """(B, T) int64: 0 = padding, 1.. = which document of the row; None = one full document each."""
+    positions: Tensor | None
+    """(B, T) int64 position within the document; None = 0..T-1 in every row."""
+    segments: Tensor | None
+    """(B, T) int64: 0 for a first, 1 for a second sentence; None = all 0."""
+    bounds: Tensor
+    """(B*T + 1,) int32: where documents begin in the flattened rows, then B*T to the end; for
+    kernels that take cumulative lengths."""
+    samples: Tensor
+    """(N,) int64: the number of each sample (phase one: a row; phase two: an example), -1 where
+    a short micro-batch was filled up."""
+    targets: dict[str, Tensor]
+    """What the objective's or task's numpy half made for its torch half."""
+    step_samples: int
+    """Samples of the whole optimizer step, over all ranks and micro-batches."""
+    real_tokens: int
+    """Tokens that are not padding."""
+    hashes: Tensor | None = None
+    """(N,) int64: hash of each sample's tokens, documents and targets; only for an audit."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """A copy on `device`."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy in pinned memory (called by the DataLoader)."""
+        return self._map(lambda t: t.pin_memory())
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = move(value)
+        targets = {name: move(value) for name, value in self.targets.items()}
+        return replace(self, targets=targets, **moved)
+
+
+def positions_of(documents: Ints) -> Ints:
+    """Position of each token within its document, (B, T); padding counts as a document."""
+    index = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
+    starts = np.where(_starts(documents), index, 0)
+    return index - np.maximum.accumulate(starts, axis=1)
+
+
+def bounds_of(documents: Ints) -> Ints:
+    """Cumulative lengths of the documents of all rows, padding runs included, (B*T + 1,) int32."""
+    begins = np.flatnonzero(_starts(documents).ravel())
+    bounds = np.full(documents.size + 1, documents.size, np.int32)
+    bounds[: len(begins)] = begins
+    return bounds
+
+
+def _starts(documents: Ints) -> npt.NDArray[np.bool_]:
+    starts = np.ones(documents.shape, bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return starts
+
+
+def build_batch(
+    tokens: Ints,
+    documents: Ints,
+    samples: Ints,
+    targets: dict[str, Ints],
+    step_samples: int,
+    segments: Ints | None = None,
+    hashes: Ints | None = None,
+) -> Batch:
+    """Numpy arrays (shapes as in `Batch`) to a batch; full one-document rows take the fast path."""
+    full = bool((documents == 1).all())
+    return Batch(
+        tokens=torch.from_numpy(tokens.astype(np.int64)),
+        documents=None if full else torch.from_numpy(documents.astype(np.int64)),
+        positions=None if full else torch.from_numpy(positions_of(documents)),
+        segments=None if segments is None else torch.from_numpy(segments.astype(np.int64)),
+        bounds=torch.from_numpy(bounds_of(documents)),
+        samples=torch.from_numpy(samples.astype(np.int64)),
+        targets={k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in targets.items()},
+        step_samples=step_samples,
+        real_tokens=int(np.count_nonzero(documents)),
+        hashes=None if hashes is None else torch.from_numpy(hashes),
+    )

@@ -1,0 +1,238 @@
+"""Phase one's data: a token store as batches of rows; knows no model.
+
+Objectives enter through `RowMaker`: the numpy half that turns rows into inputs and targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ptft_lightning.data.batch import Batch, build_batch
+from ptft_lightning.data.documents import text_size
+from ptft_lightning.data.module import BatchLoader, PhaseData, say
+from ptft_lightning.data.packing import Ids, Layout
+from ptft_lightning.data.prepare import prepare_store
+from ptft_lightning.data.rows import Rows
+from ptft_lightning.data.sample_order import Numbers
+from ptft_lightning.data.steps import Slots
+from ptft_lightning.data.token_store import TokenStore, read_manifest
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+
+PREPARE_LIMIT = 2 * 10**9  # bytes of text that `fit` prepares by itself: a few minutes
+
+
+class RowMaker(Protocol):
+    """The numpy half of an objective."""
+
+    def make(
+        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+    ) -> tuple[Ids, dict[str, Ids]]:
+        """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets."""
+        ...
+
+
+class RowDataset(Dataset[Batch]):
+    """Sample numbers -> batches, in the loader's workers."""
+
+    def __init__(
+        self, rows: Rows, maker: RowMaker, tokenizer: Tokenizer, seed: int, audit: bool
+    ) -> None:
+        self.rows, self.maker, self.tokenizer = rows, maker, tokenizer
+        self.seed, self.audit = seed, audit
+
+    def __getitem__(self, slots: Slots) -> Batch:
+        stream, documents = self.rows.read(slots.numbers)
+        tokens, targets = self.maker.make(
+            stream, documents, slots.numbers, self.seed, self.tokenizer
+        )
+        documents = documents[:, :-1]
+        hashes = None
+        if self.audit:
+            hashes = hash_rows([tokens, documents, *(targets[k] for k in sorted(targets))])
+        return build_batch(
+            tokens, documents, slots.numbers, targets, slots.step_samples, hashes=hashes
+        )
+
+
+def hash_rows(arrays: list[Ids]) -> Ids:
+    """A hash of each row over several (B, ...) arrays, (B,) int64."""
+    hashes = np.empty(len(arrays[0]), np.int64)
+    for row in range(len(hashes)):
+        digest = hashlib.blake2b(digest_size=8)
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array[row]).tobytes())
+        hashes[row] = int.from_bytes(digest.digest(), "little", signed=True)
+    return hashes
+
+
+class CorpusDataModule(PhaseData):
+    """Rows of text for phase one, from a token store; prepares small corpora by itself.
+
+    Args:
+        files: Text files (.txt, .jsonl, also .gz), paths or URLs; not needed for a finished store.
+        store: Directory of the token store; made from `files` when it is not there yet.
+        tokenizer: A tokenizer.json or its directory; with init_from the bundle's own is used.
+        column: The text column of .jsonl files.
+        layout: `blocks` cuts the text every `length` tokens; `documents` keeps documents whole
+            and packs them.
+        length: Tokens in a row.
+        global_batch_size: Rows per optimizer step, over all ranks.
+        micro_batch_size: Rows computed at once on one rank.
+        validation_share: Share of documents held out, chosen by hash of their text.
+        seed: Decides the order of the rows, the masks and the held-out documents.
+        window: Shards among which rows are mixed.
+        workers: Processes that read rows beside the training process, per rank.
+        audit: A file that gets, per optimizer step, the samples used and a hash of each.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        files: list[str] | None = None,
+        tokenizer: str | None = None,
+        column: str = "text",
+        layout: Layout = "blocks",
+        length: int = 128,
+        global_batch_size: int = 32,
+        micro_batch_size: int = 32,
+        validation_share: float = 0.01,
+        seed: int = 0,
+        window: int = 16,
+        workers: int = 0,
+        audit: str | None = None,
+    ) -> None:
+        super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
+        self.store, self.files, self.tokenizer_path = store, files or [], tokenizer
+        self.column, self.layout, self.length = column, layout, length
+        self.validation_share, self.window = validation_share, window
+        if length < 2:
+            raise UserError(f"data.length is {length}: a row needs at least 2 tokens")
+
+    def prepare_data(self) -> None:
+        """Check everything that crosses to the model, then make the store if need be."""
+        self._load_tokenizer()
+        module: Any = self._trainer().lightning_module
+        module.preflight(self)
+        if not (Path(self.store) / "manifest.json").is_file() or self.files:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        if not self.files:
+            raise UserError(f"no token store at '{self.store}' and no data.files to make it from")
+        size = sum(text_size(file) for file in self.files)
+        finished = (Path(self.store) / "manifest.json").is_file()
+        if size > PREPARE_LIMIT and not finished:
+            raise UserError(
+                f"{size / 1e9:.1f} GB of text is more than fit prepares by itself: run "
+                f"`ptft_lightning prepare` into '{self.store}' first"
+            )
+        manifest = prepare_store(
+            self.files,
+            self.tokenizer,
+            self.store,
+            self.column,
+            self.validation_share,
+            self.seed,
+        )
+        if manifest.bad_documents:
+            say(
+                f"{manifest.bad_documents} documents could not be read and are left out, "
+                f"the first: {manifest.bad_places[0]}"
+            )
+
+    def _load_tokenizer(self) -> None:
+        module: Any = self._trainer().lightning_module
+        bundle = getattr(module, "bundle", None)
+        if self.tokenizer_path is not None:
+            self.tokenizer = Tokenizer.load(self.tokenizer_path)
+        elif bundle is not None:
+            self.tokenizer = bundle.tokenizer
+        else:
+            raise UserError("data.tokenizer is missing: name a tokenizer.json")
+
+    def setup(self, stage: str) -> None:
+        """Open the store and place this run's steps in it."""
+        self._load_tokenizer()
+        self._check_store()
+        module: Any = self._trainer().lightning_module
+        self.objective: RowMaker = module.objective
+        self.train_rows = self._rows("train")
+        self.validation_rows = self._rows("validation")
+        if stage == "fit":
+            if not len(self.train_rows):
+                raise UserError(f"the token store '{self.store}' holds no training documents")
+            self.place_in_trainer()
+
+    def _check_store(self) -> None:
+        made_by = read_manifest(self.store).tokenizer
+        if made_by != self.tokenizer.fingerprint:
+            raise UserError(
+                f"token store '{self.store}' was made with another tokenizer (fingerprint "
+                f"{made_by}, yours is {self.tokenizer.fingerprint}): prepare the text again into "
+                "another directory"
+            )
+
+    def _rows(self, split: str) -> Rows:
+        return Rows(
+            TokenStore(self.store, split),
+            self.layout,
+            self.length,
+            self.tokenizer.pad,
+            self.seed,
+            self.window,
+            shuffle=split == "train",
+        )
+
+    @property
+    def tokens_per_byte(self) -> float | None:
+        """For bits-per-byte; None where the tokenizer does not give the text back."""
+        store = self.validation_rows.store if len(self.validation_rows) else self.train_rows.store
+        return store.tokens_per_byte if store.manifest.round_trips else None
+
+    @property
+    def train_samples(self) -> int:
+        """Rows in one epoch."""
+        return len(self.train_rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that begin within one pass over the rows."""
+        return max(1, self.train_samples // self.global_batch_size)
+
+    def step_numbers(self, step: int) -> Numbers:
+        """The rows of a step, sorted by shard so that each rank touches few."""
+        numbers = np.arange(*self.segments.span(step), dtype=np.int64)
+        shards, _ = self.train_rows.order.place(numbers)
+        return numbers[np.argsort(shards, kind="stable")]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the content of each sample."""
+        return {
+            "store": read_manifest(self.store).fingerprint,
+            "layout": self.layout,
+            "length": self.length,
+            "seed": self.seed,
+            "window": self.window,
+        }
+
+    def _dataset(self, rows: Rows) -> RowDataset:
+        audit = self.audit is not None
+        return RowDataset(rows, self.objective, self.tokenizer, self.seed, audit)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Endless training micro-batches."""
+        return self.train_loader(self._dataset(self.train_rows))
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """The held-out rows, once; nothing where none were held out."""
+        if not len(self.validation_rows):
+            return []
+        return self.pass_loader(self._dataset(self.validation_rows), len(self.validation_rows))
+
+    test_dataloader = val_dataloader

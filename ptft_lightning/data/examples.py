@@ -1,0 +1,155 @@
+"""Labelled files in, examples out: jsonl, csv and tsv with named columns; knows no model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ptft_lightning.data.documents import open_bytes
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a file mean what."""
+
+    text: str = "text"
+    """The text, or the first sentence of a pair."""
+    pair: str | None = None
+    """The second sentence of a pair."""
+    label: str = "label"
+    """The label; not needed for prediction."""
+    names: list[str] | None = None
+    """Names of the columns of a csv or tsv file that has no header line."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text or pair of texts, with its label if it has one, and where it stood."""
+
+    text: str
+    pair: str | None
+    label: str | None
+    place: str
+
+
+@dataclass
+class Encoded:
+    """One example as the model reads it."""
+
+    tokens: list[int]
+    segments: list[int]
+    truncated: bool = False
+    targets: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+
+def read_examples(path: str, columns: Columns, labelled: bool) -> list[Example]:
+    """Read every example of a .jsonl, .csv or .tsv file (also .gz).
+
+    Raises:
+        UserError: missing or empty file, broken line, or missing column, with its place.
+    """
+    needed = [columns.text]
+    needed += [columns.pair] if columns.pair else []
+    needed += [columns.label] if labelled else []
+    examples = [
+        _example(record, columns, needed, place) for place, record in _records(path, columns)
+    ]
+    if not examples:
+        raise UserError(f"'{path}' holds no examples")
+    return examples
+
+
+def _example(record: dict[str, Any], columns: Columns, needed: list[str], place: str) -> Example:
+    for name in needed:
+        if record.get(name) is None:
+            raise UserError(
+                f"{place}: no column '{name}'; the columns are {list(record)}: set "
+                "data.columns.text, .pair or .label (and .names for a file without a header)"
+            )
+    label = record[columns.label] if columns.label in needed else None
+    return Example(
+        text=str(record[columns.text]),
+        pair=str(record[columns.pair]) if columns.pair else None,
+        label=None if label is None else str(label),
+        place=place,
+    )
+
+
+def _records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+    bare = path.removesuffix(".gz")
+    with open_bytes(path) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        try:
+            if bare.endswith(".jsonl"):
+                yield from _jsonl(path, text)
+            elif bare.endswith((".csv", ".tsv")):
+                yield from _separated(path, text, columns, tabs=bare.endswith(".tsv"))
+            else:
+                raise UserError(f"cannot read '{path}': expected .jsonl, .csv or .tsv (or .gz)")
+        except UnicodeDecodeError as error:
+            raise UserError(f"'{path}' is not UTF-8: {error}") from error
+
+
+def _jsonl(path: str, text: io.TextIOWrapper) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(text, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} line {number}: not a JSON line ({error})") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{path} line {number}: not a JSON object")
+        yield f"{path} line {number}", record
+
+
+def _separated(
+    path: str, text: io.TextIOWrapper, columns: Columns, tabs: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    # Tab-separated sets (GLUE and others) hold bare quotes; comma-separated ones quote fields.
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(
+        text, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    )
+    names = columns.names or next(reader, [])
+    for row in reader:
+        if not row:
+            continue
+        place = f"{path} line {reader.line_num}"
+        if len(row) != len(names):
+            raise UserError(f"{place}: {len(row)} columns, expected {len(names)} ({names})")
+        yield place, dict(zip(names, row, strict=True))
+
+
+def frame_example(examples: list[Example], tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
+    """`begin text end` or `begin text end pair end`, the longer part cut first to `max_length`."""
+    firsts = tokenizer.encode([e.text for e in examples])
+    seconds = tokenizer.encode([e.pair or "" for e in examples])
+    return [
+        _frame(first, second if example.pair is not None else None, tokenizer, max_length)
+        for example, first, second in zip(examples, firsts, seconds, strict=True)
+    ]
+
+
+def _frame(
+    first: list[int], second: list[int] | None, tokenizer: Tokenizer, max_length: int
+) -> Encoded:
+    end = [] if tokenizer.end is None else [tokenizer.end]
+    begin = [] if tokenizer.begin is None else [tokenizer.begin]
+    room = max_length - len(begin) - len(end) * (1 if second is None else 2)
+    total = len(first) + len(second or [])
+    if second is None:
+        tokens = begin + first[:room] + end
+        return Encoded(tokens or [tokenizer.pad], [0] * max(1, len(tokens)), total > room)
+    keep = min(len(first), max(room - len(second), room // 2))
+    left = begin + first[:keep] + end
+    right = second[: room - keep] + end
+    return Encoded(left + right, [0] * len(left) + [1] * len(right), total > room)

@@ -1,0 +1,190 @@
+"""What the data modules of both phases share: steps, ranks, resume; knows no model."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.sample_order import Numbers, Segment, Segments, micro_batches
+from ptft_lightning.data.steps import PassSampler, StepSampler
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+
+BatchLoader = DataLoader[Batch]
+EPOCHS_UNSET = (None, -1)
+
+
+def itself(batch: Any) -> Any:
+    """The collate function of datasets that already give whole batches."""
+    return batch
+
+
+class PhaseData(L.LightningDataModule):
+    """Base of `CorpusDataModule` and `TaskDataModule`.
+
+    A subclass sets `tokenizer`, builds its datasets in `setup`, and says which samples a step
+    takes. Every quantity is counted in optimizer steps, whose samples do not depend on ranks,
+    workers or micro-batch.
+    """
+
+    tokenizer: Tokenizer
+
+    def __init__(
+        self,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        workers: int,
+        audit: str | None,
+    ) -> None:
+        super().__init__()
+        self.seed, self.workers, self.audit = seed, workers, audit
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        for name in ("global_batch_size", "micro_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}: give 1 or more")
+        # Preparation runs once, on global rank 0; the others wait without a time-out.
+        self.prepare_data_per_node = False
+        self.segments = Segments((Segment(0, 0, global_batch_size),))
+
+    # What a subclass says of itself.
+
+    @property
+    def train_samples(self) -> int:
+        """Samples in one epoch."""
+        raise NotImplementedError
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        raise NotImplementedError
+
+    def step_numbers(self, step: int) -> Numbers:
+        """The samples of an optimizer step, over all ranks."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What a resume must not change: plain values, compared with the checkpoint's."""
+        raise NotImplementedError
+
+    # Ranks and steps.
+
+    def place_in_trainer(self) -> None:
+        """Tell the trainer what follows from the batch sizes, and count its limits in steps."""
+        trainer, ranks = self._trainer(), self._trainer().world_size
+        if ranks > self.global_batch_size:
+            raise UserError(
+                f"data.global_batch_size {self.global_batch_size} is smaller than the number of "
+                f"ranks {ranks}: give at least one sample per rank"
+            )
+        if trainer.accumulate_grad_batches not in (1, self.accumulation):
+            raise UserError(
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: leave it "
+                "out, it follows from data.global_batch_size and data.micro_batch_size"
+            )
+        trainer.accumulate_grad_batches = self.accumulation
+        self._set_length()
+        self._set_validation()
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per rank and optimizer step."""
+        ranks = self._trainer().world_size
+        return micro_batches(self.global_batch_size, ranks, self.micro_batch_size)
+
+    def _set_length(self) -> None:
+        """`trainer.max_epochs` means epochs of the data; the loop itself counts steps."""
+        trainer = self._trainer()
+        fit_loop = trainer.fit_loop
+        if fit_loop.max_epochs not in EPOCHS_UNSET:
+            steps = fit_loop.max_epochs * self.steps_per_epoch
+            limits = [n for n in (steps, fit_loop.max_steps) if n >= 0]
+            fit_loop.epoch_loop.max_steps = min(limits)
+            fit_loop.max_epochs = -1
+        if fit_loop.max_steps < 0:
+            raise UserError("how long to train? give trainer.max_steps or trainer.max_epochs")
+
+    def _set_validation(self) -> None:
+        """`trainer.val_check_interval` counts optimizer steps; 1.0 (the default) means an epoch."""
+        trainer = self._trainer()
+        if cast(Any, trainer).fast_dev_run:
+            return
+        interval: float | int = getattr(self, "_val_interval", trainer.val_check_interval)
+        self._val_interval = interval  # set-up may run again; the trainer's own value is replaced
+        steps = interval if isinstance(interval, int) else int(interval * self.steps_per_epoch)
+        trainer.val_check_interval = max(1, steps) * self.accumulation
+        trainer.check_val_every_n_epoch = None
+
+    def _trainer(self) -> L.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("the data module is not attached to a trainer")
+        return self.trainer
+
+    # Loaders.
+
+    def train_loader(self, dataset: Dataset[Batch]) -> BatchLoader:
+        """Endless micro-batches from the trainer's current step on."""
+        trainer = self._trainer()
+        sampler = StepSampler(
+            start_step=lambda: trainer.global_step,
+            step_numbers=self.step_numbers,
+            rank=trainer.global_rank,
+            ranks=trainer.world_size,
+            micro=self.micro_batch_size,
+            batches=self.accumulation,
+        )
+        return self._loader(dataset, sampler)
+
+    def pass_loader(self, dataset: Dataset[Batch], count: int) -> BatchLoader:
+        """One pass over `count` samples, shared out between the ranks."""
+        trainer = self._trainer()
+        sampler = PassSampler(count, trainer.global_rank, trainer.world_size, self.micro_batch_size)
+        return self._loader(dataset, sampler)
+
+    def _loader(self, dataset: Dataset[Batch], sampler: StepSampler | PassSampler) -> BatchLoader:
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,  # the dataset gives whole micro-batches
+            collate_fn=itself,
+            num_workers=self.workers,
+            pin_memory=self._trainer().strategy.root_device.type == "cuda",
+        )
+
+    # Resume.
+
+    def state_dict(self) -> dict[str, Any]:
+        """The data state of a checkpoint: which samples each step so far consumed."""
+        return {
+            "segments": self.segments.state(),
+            "identity": self.identity(),
+            "step": self._trainer().global_step,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the order of a checkpoint; a new global batch size begins a new segment.
+
+        Raises:
+            UserError: something that decides the samples has changed.
+        """
+        mine = self.identity()
+        changed = {k: v for k, v in state_dict["identity"].items() if mine.get(k) != v}
+        if changed:
+            listed = "; ".join(f"{k} was {v!r}, is {mine.get(k)!r}" for k, v in changed.items())
+            raise UserError(
+                f"this checkpoint's run had other data ({listed}): resume with the same, or start "
+                "a new run from its bundle with --model.init_from"
+            )
+        self.segments = Segments.from_state(state_dict["segments"], self.segments.period)
+        step = state_dict["step"]  # the trainer's own step is restored later
+        if self.segments.table[-1].global_batch != self.global_batch_size:
+            self.segments = self.segments.change(step, self.global_batch_size)
+
+
+def say(message: str) -> None:
+    """One line for the person who watches, beside whatever goes to standard output."""
+    print(message, file=sys.stderr, flush=True)

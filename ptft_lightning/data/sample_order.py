@@ -1,0 +1,180 @@
+"""Sample number -> where it is: pure arithmetic, no iterator state; knows no tokens.
+
+Every function here is a pure function of its arguments, so that a resume is arithmetic, and any
+rank or worker can ask for any sample without reading those before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+ROUNDS = 6  # of the Feistel network; four already pass usual tests of a random permutation
+
+
+def random_key(*words: int | str) -> int:
+    """A 64-bit key from numbers and names; the same on every machine."""
+    text = "/".join(map(str, words)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def random_words(seed: int, purpose: str, samples: Numbers, count: int) -> Words:
+    """`count` random 64-bit words for each sample, shape (B, count).
+
+    Philox is counter-based (Salmon et al. 2011): the words of sample n depend on nothing but
+    (seed, purpose, n). `random_raw` is a fixed stream, unlike numpy's Generator methods.
+    """
+    key = random_key(seed, purpose)
+    words = np.empty((len(samples), count), np.uint64)
+    for row, sample in enumerate(samples.tolist()):
+        words[row] = np.random.Philox(key=[key, sample + 1]).random_raw(count)
+    return words
+
+
+def _mix(x: Words) -> Words:
+    """The splitmix64 finaliser (Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def keyed_permutation(index: Numbers, size: int, key: tuple[int | str, ...]) -> Numbers:
+    """Where a keyed random permutation of range(size) sends each index; O(1) memory.
+
+    A balanced Feistel network over the next power of four, walked until the value falls inside
+    (Black & Rogaway 2002, "cycle walking").
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64(2**half - 1)
+    keys = [np.uint64(random_key(*key, i)) for i in range(ROUNDS)]
+
+    def feistel(x: Words) -> Words:
+        left, right = x >> np.uint64(half), x & mask
+        with np.errstate(over="ignore"):
+            for k in keys:
+                left, right = right, left ^ (_mix(right + k) & mask)
+        return (left << np.uint64(half)) | right
+
+    out = feistel(np.asarray(index).astype(np.uint64))
+    while (outside := out >= np.uint64(size)).any():
+        out[outside] = feistel(out[outside])
+    return out.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of the rows of a store: `place` sends sample numbers to (shard, row).
+
+    Epoch 0 reads shards as stored, later epochs permute them; rows are permuted within windows of
+    `window` shards, so that a corpus can be read with `window` shards at hand.
+    """
+
+    rows_per_shard: tuple[int, ...]
+    seed: int
+    window: int = 16
+    shuffle: bool = True
+
+    @property
+    def rows(self) -> int:
+        """Rows in one epoch."""
+        return sum(self.rows_per_shard)
+
+    def place(self, numbers: Numbers) -> tuple[Numbers, Numbers]:
+        """Shard and row within it of each sample number (any shape (n,), any order)."""
+        shards, rows = np.empty_like(numbers), np.empty_like(numbers)
+        epochs, inside = np.divmod(numbers, self.rows)
+        for epoch in np.unique(epochs):
+            at = epochs == epoch
+            shards[at], rows[at] = self._place_epoch(int(epoch), inside[at])
+        return shards, rows
+
+    def _place_epoch(self, epoch: int, inside: Numbers) -> tuple[Numbers, Numbers]:
+        count = len(self.rows_per_shard)
+        shard_order = np.arange(count)
+        if self.shuffle and epoch > 0:
+            shard_order = keyed_permutation(shard_order, count, (self.seed, "shards", epoch))
+        ends = np.cumsum(np.array(self.rows_per_shard, np.int64)[shard_order])
+        mixed = self._mix_windows(epoch, inside, ends) if self.shuffle else inside
+        position = np.searchsorted(ends, mixed, side="right")
+        starts = np.concatenate([[0], ends[:-1]])
+        return shard_order[position], mixed - starts[position]
+
+    def _mix_windows(self, epoch: int, inside: Numbers, ends: Numbers) -> Numbers:
+        last = np.minimum(np.arange(self.window, len(ends) + self.window, self.window), len(ends))
+        window_ends = ends[last - 1]
+        window_starts = np.concatenate([[0], window_ends[:-1]])
+        window_of = np.searchsorted(window_ends, inside, side="right")
+        mixed = np.empty_like(inside)
+        for w in np.unique(window_of):
+            at, start = window_of == w, window_starts[w]
+            size = int(window_ends[w] - start)
+            key = (self.seed, "rows", epoch, int(w))
+            mixed[at] = start + keyed_permutation(inside[at] - start, size, key)
+        return mixed
+
+
+@dataclass(frozen=True)
+class Segment:
+    """From optimizer step `first_step` on, steps take `global_batch` samples each, in order."""
+
+    first_step: int
+    first_sample: int
+    global_batch: int
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The data state of a run: which samples each optimizer step consumed. Usually one row.
+
+    With a `period` (phase two), no step crosses an epoch of that many samples: the last step of
+    an epoch is short.
+    """
+
+    table: tuple[Segment, ...]
+    period: int | None = None
+
+    def span(self, step: int) -> tuple[int, int]:
+        """First sample of optimizer step `step`, and the one after its last."""
+        segment = next(s for s in reversed(self.table) if s.first_step <= step)
+        steps, size = step - segment.first_step, segment.global_batch
+        if self.period is None:
+            first = segment.first_sample + steps * size
+            return first, first + size
+        epoch, offset = divmod(segment.first_sample, self.period)
+        rest = -(-(self.period - offset) // size)
+        if steps >= rest:
+            more, steps = divmod(steps - rest, -(-self.period // size))
+            epoch, offset = epoch + 1 + more, 0
+        first = epoch * self.period + offset + steps * size
+        return first, min(first + size, (epoch + 1) * self.period)
+
+    def change(self, step: int, global_batch: int) -> Segments:
+        """The same past, and `global_batch` samples a step from `step` on."""
+        kept = tuple(s for s in self.table if s.first_step < step)
+        return Segments((*kept, Segment(step, self.span(step)[0], global_batch)), self.period)
+
+    def state(self) -> list[dict[str, Any]]:
+        """Plain numbers for a checkpoint."""
+        return [asdict(segment) for segment in self.table]
+
+    @classmethod
+    def from_state(cls, state: list[dict[str, int]], period: int | None) -> Segments:
+        """Read back what `state` gave."""
+        return cls(tuple(Segment(**row) for row in state), period)
+
+
+def rank_slots(count: int, rank: int, ranks: int) -> slice:
+    """The slots of a global batch of `count` samples that belong to `rank`, for any count."""
+    return slice(rank * count // ranks, (rank + 1) * count // ranks)
+
+
+def micro_batches(count: int, ranks: int, micro: int) -> int:
+    """Micro-batches every rank yields for a global batch, enough for the rank with most samples."""
+    largest = -(-count // ranks)
+    return -(-largest // micro)

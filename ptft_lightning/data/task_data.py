@@ -1,0 +1,309 @@
+"""Phase two's data: labelled examples, packed into rows per micro-batch; knows no model.
+
+A sample is an example. Each micro-batch is packed anew, so that neighbours change every epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ptft_lightning.data.batch import Batch, build_batch
+from ptft_lightning.data.corpus import hash_rows
+from ptft_lightning.data.examples import Columns, Encoded, Example, read_examples
+from ptft_lightning.data.module import BatchLoader, PhaseData, say
+from ptft_lightning.data.packing import Ids, best_fit
+from ptft_lightning.data.prepare import held_out
+from ptft_lightning.data.sample_order import Numbers, Order, Segments, random_key
+from ptft_lightning.data.steps import Slots
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+
+
+class TaskEncoder(Protocol):
+    """The numpy half of a task."""
+
+    def schema(self, examples: list[Example]) -> list[str]:
+        """The label names found in training examples."""
+        ...
+
+    def encode(
+        self, examples: list[Example], labels: list[str], tokenizer: Tokenizer, max_length: int
+    ) -> list[Encoded]:
+        """Examples -> token ids and targets."""
+        ...
+
+    def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
+        """Targets of a micro-batch."""
+        ...
+
+
+class ExampleDataset(Dataset[Batch]):
+    """Sample numbers -> batches of packed examples, in the loader's workers."""
+
+    def __init__(
+        self,
+        examples: list[Encoded],
+        encoder: TaskEncoder,
+        length: int,
+        tokenizer: Tokenizer,
+        seed: int,
+        shuffle: bool,
+        audit: bool,
+    ) -> None:
+        self.examples, self.encoder, self.audit = examples, encoder, audit
+        self.length, self.pad = length, tokenizer.pad
+        self.order = Order((len(examples),), seed, shuffle=shuffle)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, slots: Slots) -> Batch:
+        _, at = self.order.place(np.maximum(slots.numbers, 0))
+        empty = Encoded([], [])
+        chosen = [
+            self.examples[i] if n >= 0 else empty
+            for i, n in zip(at.tolist(), slots.numbers.tolist(), strict=True)
+        ]
+        tokens, documents, segments, rows, starts = pack_examples(chosen, self.length, self.pad)
+        return build_batch(
+            tokens,
+            documents,
+            slots.numbers,
+            self.encoder.targets(chosen, rows, starts),
+            slots.step_samples,
+            segments=segments if segments.any() else None,
+            hashes=_hash_examples(chosen) if self.audit else None,
+        )
+
+
+def pack_examples(chosen: list[Encoded], length: int, pad: int) -> tuple[Ids, Ids, Ids, Ids, Ids]:
+    """Pack examples best-fit into rows of `length`.
+
+    Returns tokens, documents and segments, each (R, length), and for each example its row and
+    start. Empty examples take no place; R is never 1 and takes few values (see `round_rows`).
+    """
+    lengths = np.array([len(e.tokens) for e in chosen], np.int64)
+    taken = np.flatnonzero(lengths)
+    packed = best_fit(lengths[taken], length)
+    count = round_rows(len(packed))
+    tokens = np.full((count, length), pad, np.int64)
+    documents = np.zeros((count, length), np.int64)
+    segments = np.zeros((count, length), np.int64)
+    rows, starts = np.zeros((2, len(chosen)), np.int64)
+    for row, members in enumerate(packed):
+        at = 0
+        for number, item in enumerate(taken[members].tolist(), start=1):
+            stop = at + len(chosen[item].tokens)
+            tokens[row, at:stop] = chosen[item].tokens
+            segments[row, at:stop] = chosen[item].segments
+            documents[row, at:stop] = number
+            rows[item], starts[item] = row, at
+            at = stop
+    return tokens, documents, segments, rows, starts
+
+
+def round_rows(rows: int) -> int:
+    """Round a row count up to eight values per doubling, at least 2, so that compiled code sees
+    few shapes and never the special size 1."""
+    step = max(1, 2 ** (max(rows, 1).bit_length() - 4))
+    return max(2, int(-(-rows // step) * step))
+
+
+def _hash_examples(chosen: list[Encoded]) -> Ids:
+    return np.concatenate(
+        [
+            hash_rows(
+                [np.array([[*e.tokens, -1, *e.segments]])]
+                + [np.array(e.targets[k]).reshape(1, -1) for k in sorted(e.targets)]
+            )
+            for e in chosen
+        ]
+    )
+
+
+class TaskDataModule(PhaseData):
+    """Labelled examples for phase two.
+
+    Args:
+        train: Training file (.jsonl, .csv, .tsv, also .gz), path or URL.
+        validation: Validation file; without one a share of the training file is held out.
+        test: Test file.
+        predict: File to predict; needs no labels.
+        text: Texts to predict instead of a file.
+        columns: Which columns hold text, pair and label.
+        tokenizer: A tokenizer.json or its directory; with init_from the bundle's own is used.
+        max_length: Tokens of an example, the rest is cut off; also the length of a row.
+        global_batch_size: Examples per optimizer step, over all ranks.
+        micro_batch_size: Examples computed at once on one rank.
+        validation_share: Share of the training file held out when there is no validation file.
+        seed: Decides the order of the examples.
+        workers: Processes that pack examples beside the training process, per rank.
+        audit: A file that gets, per optimizer step, the samples used and a hash of each.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        validation: str | None = None,
+        test: str | None = None,
+        predict: str | None = None,
+        text: list[str] | None = None,
+        columns: Columns = Columns(),
+        tokenizer: str | None = None,
+        max_length: int = 128,
+        global_batch_size: int = 32,
+        micro_batch_size: int = 32,
+        validation_share: float = 0.1,
+        seed: int = 0,
+        workers: int = 0,
+        audit: str | None = None,
+    ) -> None:
+        super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
+        self.files = {"train": train, "validation": validation, "test": test, "predict": predict}
+        self.text, self.columns = text, columns
+        self.tokenizer_path, self.max_length = tokenizer, max_length
+        self.validation_share = validation_share
+        self.labels: list[str] = []
+        self.datasets: dict[str, ExampleDataset] = {}
+        self.texts: list[str] = []
+        if max_length < 4:
+            raise UserError(f"data.max_length is {max_length}: an example needs at least 4 tokens")
+
+    @property
+    def length(self) -> int:
+        """Tokens in a row."""
+        return self.max_length
+
+    def prepare_data(self) -> None:
+        """Check everything that crosses to the model before anything large is built."""
+        self._load_tokenizer()
+        module: Any = self._trainer().lightning_module
+        module.preflight(self)
+
+    def _load_tokenizer(self) -> None:
+        module: Any = self._trainer().lightning_module
+        bundle = getattr(module, "bundle", None)
+        if self.tokenizer_path is not None:
+            self.tokenizer = Tokenizer.load(self.tokenizer_path)
+        elif bundle is not None:
+            self.tokenizer = bundle.tokenizer
+        else:
+            raise UserError(
+                "where does the model come from? give model.init_from a bundle, or "
+                "data.tokenizer to train from scratch"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Read and encode the files of a stage."""
+        self._load_tokenizer()
+        module: Any = self._trainer().lightning_module
+        self.task: TaskEncoder = module.task
+        self.labels = list(module.known_labels)
+        if stage == "fit":
+            self._setup_fit()
+            self.place_in_trainer()
+        elif stage == "predict":
+            self._setup_predict()
+        elif stage == "validate" and self.files["validation"] is None:
+            self._setup_fit()
+        else:
+            split = "validation" if stage == "validate" else stage
+            self.datasets[split] = self._dataset(split, self._read(split), shuffle=False)
+
+    def _setup_fit(self) -> None:
+        train = self._read("train")
+        if self.files["validation"] is not None:
+            validation = self._read("validation")
+        else:
+            share = self.validation_share
+            validation = [e for e in train if held_out(e.text, share)]
+            train = [e for e in train if not held_out(e.text, share)]
+        self.labels = self.labels or self.task.schema(train)
+        self.datasets["train"] = self._dataset("train", train, shuffle=True)
+        if validation:
+            self.datasets["validation"] = self._dataset("validation", validation, shuffle=False)
+        self.segments = Segments(self.segments.table, period=len(train))
+
+    def _setup_predict(self) -> None:
+        if self.text is None and self.files["predict"] is None:
+            raise UserError("nothing to predict: give --text TEXT or --data.predict FILE")
+        if self.text is not None:
+            examples = [_typed(t, self.columns, i) for i, t in enumerate(self.text, start=1)]
+        else:
+            examples = self._read("predict", labelled=False)
+        self.texts = [e.text for e in examples]
+        self.datasets["predict"] = self._dataset("predict", examples, shuffle=False)
+
+    def _read(self, split: str, labelled: bool = True) -> list[Example]:
+        path = self.files[split]
+        if path is None:
+            raise UserError(f"data.{split} is missing: name the file")
+        return read_examples(path, self.columns, labelled)
+
+    def _dataset(self, split: str, examples: list[Example], shuffle: bool) -> ExampleDataset:
+        encoded = self.task.encode(examples, self.labels, self.tokenizer, self.max_length)
+        if cut := sum(e.truncated for e in encoded):
+            say(f"{split}: {cut} of {len(encoded)} examples cut to {self.max_length} tokens")
+        audit = self.audit is not None and split == "train"
+        return ExampleDataset(
+            encoded, self.task, self.max_length, self.tokenizer, self.seed, shuffle, audit
+        )
+
+    @property
+    def train_samples(self) -> int:
+        """Training examples."""
+        return len(self.datasets["train"])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass over the examples; the last one may be short."""
+        return -(-self.train_samples // self.global_batch_size)
+
+    def step_numbers(self, step: int) -> Numbers:
+        """The examples of a step, none of them from the next epoch."""
+        return np.arange(*self.segments.span(step), dtype=np.int64)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the content and order of the examples."""
+        encoded = self.datasets["train"].examples
+        content = random_key(*(random_key(*e.tokens) for e in encoded))
+        return {
+            "examples": content,
+            "tokenizer": self.tokenizer.fingerprint,
+            "max_length": self.max_length,
+            "seed": self.seed,
+        }
+
+    def train_dataloader(self) -> BatchLoader:
+        """Endless training micro-batches."""
+        return self.train_loader(self.datasets["train"])
+
+    def _pass(self, split: str) -> BatchLoader | list[BatchLoader]:
+        if split not in self.datasets:
+            return []
+        return self.pass_loader(self.datasets[split], len(self.datasets[split]))
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """The validation examples, once."""
+        return self._pass("validation")
+
+    def test_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """The test examples, once."""
+        return self._pass("test")
+
+    def predict_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """The examples to predict, once."""
+        return self._pass("predict")
+
+
+def _typed(text: str, columns: Columns, number: int) -> Example:
+    """An example typed by a person; a pair is written with a tab between its sentences."""
+    if columns.pair is None:
+        return Example(text, None, None, f"--text {number}")
+    first, tab, second = text.partition("\t")
+    if not tab:
+        raise UserError(f"--text {number}: this model reads pairs: put a tab between the two")
+    return Example(first, second, None, f"--text {number}")

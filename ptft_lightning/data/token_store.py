@@ -1,0 +1,188 @@
+"""The prepared corpus on disk: what it looks like, reading and writing it; knows no text.
+
+A directory with `manifest.json` and, per shard, plain `.npy` files anyone can open with numpy:
+`train-00000.tokens.npy` (uint16, or uint32 when the vocabulary needs it) and
+`train-00000.ends.npy` (int64, where each document ends). Shards are written to a temporary name,
+synced and renamed, so a name that exists is a whole file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ptft_lightning.errors import UserError
+
+FORMAT = 1
+SPLITS = ("train", "validation")
+Ids = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of one split, as the manifest lists it."""
+
+    name: str
+    tokens: int
+    documents: int
+    text_bytes: int
+    """UTF-8 bytes of the text, without control tokens: what bits-per-byte divides by."""
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a token store holds; `manifest.json` is this dataclass."""
+
+    format: int
+    tokenizer: str
+    """Fingerprint of the tokenizer that made the ids."""
+    dtype: str
+    round_trips: bool
+    """Whether the tokenizer gives its text back, so that bits-per-byte means something."""
+    plan: dict[str, Any]
+    """Sources, seed, held-out share: everything that decided the bytes of the store."""
+    bad_documents: int
+    bad_places: list[str]
+    train: list[Shard]
+    validation: list[Shard]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content, the same on every machine."""
+        shards = [s.checksum for s in (*self.train, *self.validation)]
+        return hashlib.sha256(" ".join([self.tokenizer, *shards]).encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, sync it, rename it, sync the directory."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+def _npy_bytes(array: Ids) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def write_shard(directory: Path, name: str, tokens: Ids, ends: Ids, text_bytes: int) -> Shard:
+    """Write one shard's files and return its entry in the manifest."""
+    digest = hashlib.sha256()
+    for kind, array in (("tokens", tokens), ("ends", ends)):
+        content = _npy_bytes(array)
+        digest.update(content)
+        write_atomically(directory / f"{name}.{kind}.npy", content)
+    return Shard(name, len(tokens), len(ends), text_bytes, digest.hexdigest()[:16])
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Read a store's manifest.
+
+    Raises:
+        UserError: there is none, or another version of the format wrote it.
+    """
+    file = Path(directory) / "manifest.json"
+    if not file.is_file():
+        raise UserError(f"no token store at '{directory}': make it with `ptft_lightning prepare`")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"token store '{directory}' has format {content.get('format')}, this version reads "
+            f"{FORMAT}: prepare it again into another directory"
+        )
+    for split in SPLITS:
+        content[split] = [Shard(**shard) for shard in content[split]]
+    return Manifest(**content)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest, last of all: a store with a manifest is complete."""
+    text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
+    write_atomically(directory / "manifest.json", text.encode())
+
+
+class TokenStore:
+    """One split of a prepared corpus, memory-mapped.
+
+    Raises:
+        UserError: the directory holds no store, or a shard is missing or has another length.
+    """
+
+    def __init__(self, directory: str | Path, split: str) -> None:
+        self.directory = Path(directory)
+        self.manifest = read_manifest(directory)
+        listed: list[Shard] = getattr(self.manifest, split)
+        # A shard without documents of this split has nothing to place.
+        self.shards = [shard for shard in listed if shard.tokens]
+
+    def tokens(self, shard: int) -> Ids:
+        """Token ids of a shard, memory-mapped, in the store's dtype."""
+        return self._open[shard][0]
+
+    def ends(self, shard: int) -> Ids:
+        """For each document of a shard, the index after its last token."""
+        return self._open[shard][1]
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in the split, control tokens included."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """Tokens over UTF-8 bytes of the split."""
+        return self.total_tokens / max(1, sum(shard.text_bytes for shard in self.shards))
+
+    @cached_property
+    def _open(self) -> list[tuple[Ids, Ids]]:
+        return [self._map(shard) for shard in self.shards]
+
+    def _map(self, shard: Shard) -> tuple[Ids, Ids]:
+        arrays = []
+        for kind, length in (("tokens", shard.tokens), ("ends", shard.documents)):
+            file = self.directory / f"{shard.name}.{kind}.npy"
+            try:
+                array = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise UserError(f"token store shard '{file}' cannot be read: {error}") from error
+            if len(array) != length:
+                raise UserError(
+                    f"token store shard '{file}' has {len(array)} entries, its manifest says "
+                    f"{length}: the file was changed; prepare the store again"
+                )
+            arrays.append(array)
+        return arrays[0], arrays[1]
+
+    def verify(self) -> None:
+        """Read every shard and compare its checksum.
+
+        Raises:
+            UserError: naming the shard that differs.
+        """
+        for shard in self.shards:
+            digest = hashlib.sha256()
+            for kind in ("tokens", "ends"):
+                digest.update((self.directory / f"{shard.name}.{kind}.npy").read_bytes())
+            if digest.hexdigest()[:16] != shard.checksum:
+                raise UserError(
+                    f"token store shard '{shard.name}' in '{self.directory}' does not match its "
+                    "checksum: prepare the store again"
+                )

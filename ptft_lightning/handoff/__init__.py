@@ -1,0 +1,1 @@
+"""From phase one to phase two: bundles, preflight, lineage."""

@@ -1,0 +1,94 @@
+"""Before anything is computed: compare everything that crosses between model, data and bundle.
+
+Each inherited value is printed, each mismatch refused with its fix, all of them at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+from ptft_lightning.handoff.bundle import Bundle
+
+
+@dataclass
+class Preflight:
+    """Findings so far."""
+
+    inherited: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def tokenizer(self, bundle: Bundle, tokenizer: Tokenizer) -> None:
+        """The data must be encoded as the bundle's model learnt it."""
+        own = bundle.tokenizer
+        if own.fingerprint != tokenizer.fingerprint:
+            self.problems.append(
+                f"data.tokenizer has fingerprint {tokenizer.fingerprint}, the bundle "
+                f"'{bundle.path}' was trained with {own.fingerprint}: leave data.tokenizer out"
+            )
+            return
+        parts = ", ".join(f"{p} {getattr(own, p)}" for p in ("pad", "mask", "begin", "end"))
+        self.inherited.append(f"tokenizer {own.fingerprint} ({own.size} ids; {parts})")
+
+    def vocabulary(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """Every id needs a row of the embedding."""
+        if tokenizer.size > vocab_size:
+            self.problems.append(
+                f"the tokenizer has ids up to {tokenizer.size - 1}, the model's embedding "
+                f"{vocab_size} rows: use the tokenizer the model was made with, or a larger "
+                "model.vocab_size"
+            )
+
+    def length(self, name: str, length: int, max_length: int) -> None:
+        """No row may be longer than the backbone reads."""
+        if length > max_length:
+            self.problems.append(
+                f"{name} is {length}, the backbone reads at most {max_length} tokens: lower "
+                f"{name} or raise model.backbone.max_length"
+            )
+
+    def backbone(self, bundle: Bundle) -> None:
+        """What the bundle decides."""
+        shape = bundle.config["backbone"]
+        values = ", ".join(f"{name} {value}" for name, value in shape["config"].items())
+        kind = f"{shape['kind']}, vocabulary {shape['vocab_size']}"
+        self.inherited.append(f"backbone {kind}, {values}")
+
+    def causality(self, objective: str, needed: bool, causal: bool) -> None:
+        """Objective and backbone must look the same way."""
+        if needed != causal:
+            self.problems.append(
+                f"objective '{objective}' needs model.backbone.causal {str(needed).lower()}, "
+                f"it is {str(causal).lower()}"
+            )
+
+    def phase(self, bundle: Bundle, allowed: tuple[str, ...], module: str) -> None:
+        """A bundle must be of a phase this module starts from."""
+        found = bundle.config["phase"]
+        if found not in allowed:
+            self.problems.append(
+                f"init_from '{bundle.path}' is a {found} bundle, {module} starts from "
+                f"{' or '.join(allowed)} bundles"
+            )
+
+    def labels(self, bundle: Bundle, task: dict[str, Any]) -> None:
+        """A tuned bundle goes on only with its own task."""
+        head = bundle.config["head"]
+        if head["name"] != task["name"]:
+            self.problems.append(
+                f"the bundle '{bundle.path}' was tuned for '{head['name']}', model.task is "
+                f"'{task['name']}': start from the phase-one bundle it was made from"
+            )
+        self.inherited.append(f"labels {', '.join(head['labels'])}")
+
+    def finish(self) -> list[str]:
+        """The inherited values.
+
+        Raises:
+            UserError: listing every problem.
+        """
+        if self.problems:
+            raise UserError("; ".join(self.problems))
+        return self.inherited

@@ -1,0 +1,1 @@
+"""The LightningModules of both phases and what runs beside them."""

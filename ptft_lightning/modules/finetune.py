@@ -1,0 +1,161 @@
+"""Phase two: a loaded backbone, a way of tuning it, and a task."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ptft_lightning.backbones.transformer import TransformerConfig
+from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.module import PhaseData, say
+from ptft_lightning.data.task_data import TaskDataModule
+from ptft_lightning.errors import UserError
+from ptft_lightning.handoff.bundle import Bundle
+from ptft_lightning.handoff.preflight import Preflight
+from ptft_lightning.modules.nets import TaskNet, build_backbone
+from ptft_lightning.modules.optimizers import OptimizerConfig
+from ptft_lightning.modules.phase import PhaseModule
+from ptft_lightning.tasks.base import Task
+from ptft_lightning.terms import Output
+from ptft_lightning.tuning.base import Tuning
+from ptft_lightning.tuning.full import Full
+
+
+class FinetuneModule(PhaseModule):
+    """Tune a pretrained backbone for a task.
+
+    Args:
+        task: What is predicted, such as Classification.
+        init_from: A bundle, run directory or checkpoint of phase one (or of phase two, to go on
+            with its task).
+        tuning: Which parameters train, such as Full or Frozen.
+        optimizer: Optimizer and schedule.
+        from_scratch: Keep the bundle's tokenizer and shape but not its weights: the baseline that
+            tells what pretraining was worth.
+        backbone: Shape and kind of the model when there is no init_from.
+        compile_layers: Compile each layer with torch.compile.
+        activation_checkpointing: Recompute each layer in the backward pass to save memory.
+        seed: Decides the initial values of the head and dropout.
+    """
+
+    phase = "finetune"
+
+    def __init__(
+        self,
+        task: Task,
+        init_from: str | None = None,
+        tuning: Tuning | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(
+            lr=3e-4, weight_decay=0.01, warmup=0.1, schedule="linear", final=0.0
+        ),
+        from_scratch: bool = False,
+        backbone: TransformerConfig | None = None,
+        compile_layers: bool = False,
+        activation_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer, init_from, compile_layers, activation_checkpointing, seed)
+        self.task, self.tuning, self.from_scratch = task, tuning or Full(), from_scratch
+        if self.bundle is not None and backbone is not None:
+            raise UserError(
+                "model.backbone and model.init_from: give one, the bundle brings its own"
+            )
+        self.backbone_config = backbone or TransformerConfig()
+        self.metrics: Any = None
+
+    @property
+    def _tuned_bundle(self) -> Bundle | None:
+        """The bundle, if it is one of phase two."""
+        tuned = self.bundle is not None and self.bundle.config["phase"] == "finetune"
+        return self.bundle if tuned else None
+
+    @property
+    def known_labels(self) -> list[str]:
+        """The label schema of a phase-two bundle; empty before one exists."""
+        return list(self._tuned_bundle.config["head"]["labels"]) if self._tuned_bundle else []
+
+    def preflight(self, data: PhaseData) -> None:
+        """Check tokenizer, vocabulary, length and labels."""
+        check = Preflight()
+        if self.bundle is not None:
+            check.phase(self.bundle, ("pretrain", "finetune"), "FinetuneModule")
+            check.tokenizer(self.bundle, data.tokenizer)
+            check.backbone(self.bundle)
+            if self._tuned_bundle:
+                check.labels(self.bundle, {"name": self.task.name})
+        shape = self._shape(data)
+        check.vocabulary(data.tokenizer, shape["vocab_size"])
+        length = cast(TaskDataModule, data).max_length
+        check.length("data.max_length", length, shape["config"]["max_length"])
+        for line in check.finish():
+            say(f"inherited: {line}")
+
+    def _shape(self, data: PhaseData) -> dict[str, Any]:
+        if self.bundle is not None:
+            return cast(dict[str, Any], self.bundle.config["backbone"])
+        return {
+            "kind": "transformer",
+            "config": asdict(self.backbone_config),
+            "vocab_size": data.tokenizer.size,
+        }
+
+    @property
+    def labels(self) -> list[str]:
+        """The label schema in use."""
+        return cast(TaskDataModule, self.data).labels
+
+    def build_net(self, data: PhaseData) -> TaskNet:
+        """Backbone, tuning and the task's head."""
+        backbone = build_backbone(**self._shape(data))
+        self.tuning.apply(backbone)
+        return TaskNet(backbone, self.task.build_head(backbone, self.labels))
+
+    def stored(self, name: str) -> Tensor | None:
+        """Backbone from the bundle; the head too when the bundle is of phase two."""
+        if self.bundle is None or self.from_scratch:
+            return None
+        if not (name.startswith("backbone.") or self._tuned_bundle):
+            return None
+        if name not in self.bundle.names():
+            raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'")
+        return self.bundle.tensor(name)
+
+    def bundle_config(self) -> dict[str, Any]:
+        """See `PhaseModule`."""
+        head = {"name": self.task.name, "config": self.task.config(), "labels": self.labels}
+        data = cast(TaskDataModule, self.data)
+        return {
+            "phase": self.phase,
+            "backbone": self._shape(data),
+            "head": head,
+            "tuning": {"name": self.tuning.name, "config": self.tuning.config()},
+            "data": {"max_length": data.max_length, "columns": asdict(data.columns)},
+        }
+
+    def configure_model(self) -> None:
+        """Also make the metrics, which hold no parameters."""
+        super().configure_model()
+        if self.metrics is None:
+            self.metrics = self.task.metrics(self.labels).to(self.trainer.strategy.root_device)
+
+    def evaluate(self, batch: Batch) -> Output:
+        """Also feed the task's metrics."""
+        output = super().evaluate(batch)
+        self.metrics.update(output.scores, batch.targets["label"])
+        return output
+
+    def eval_values(self) -> dict[str, float]:
+        """Loss and the task's metrics."""
+        values = super().eval_values()
+        values |= {name: float(value) for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        return values
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Sample numbers and scores of a micro-batch, its empty slots left out."""
+        scores = self.net(batch).scores
+        real = batch.samples >= 0
+        return batch.samples[real].cpu(), torch.as_tensor(scores)[real].float().cpu()

@@ -1,0 +1,78 @@
+"""Work-arounds for faults of Lightning 2.6.6, each named, each with a test that fails without it.
+
+Others stand where they act: gradient clipping and re-seeding in phase.py, signals in preempt.py,
+the checkpoint-over-config merge in commands/train.py.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+
+
+def correct_batch_progress(checkpoint: dict[str, Any], accumulation: int) -> None:
+    """Count a restored run's batches in today's accumulation.
+
+    Lightning 2.6.6 restores the number of micro-batches of the run that saved. When the
+    accumulation has changed since (other ranks or micro-batch), it would step after part of a
+    global batch.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    batches = checkpoint["global_step"] * accumulation
+    for key in ("total", "current"):
+        counts = progress[key]
+        lag = counts["ready"] - counts["completed"]
+        counts.update(ready=batches, started=batches, processed=batches, completed=batches - lag)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place, sync it, rename it.
+
+    Lightning 2.6.6 stages saves in the temporary directory and copies them: where that is another
+    filesystem, a kill or a full disk leaves a truncated file under the final name
+    (pytorch-lightning#21253).
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save `checkpoint` at `path`, whole or not at all."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all ranks.
+
+    Lightning 2.6.6 by default shards over nodes alone and leaves a node's devices to tensor
+    parallelism: without any, each device would train a model of its own, silently.
+
+    Args:
+        save_distributed_checkpoint: Each rank saves its own part, or rank 0 the whole.
+    """
+
+    def __init__(self, save_distributed_checkpoint: bool = True) -> None:
+        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint)
+
+    def setup_environment(self) -> None:
+        """Make a device mesh of all ranks."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+
+StrategyRegistry.register("fsdp2", ShardedStrategy, description="FSDP2 over all ranks")

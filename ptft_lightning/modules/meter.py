@@ -1,0 +1,62 @@
+"""Sums of losses and metrics between two reports: on the device, read once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptft_lightning.data.batch import Batch
+from ptft_lightning.terms import Output
+
+
+@dataclass
+class Sums:
+    """What a meter saw, over all ranks."""
+
+    losses: dict[str, float]
+    """Mean loss per target of each term, weighted as in the loss."""
+    metrics: dict[str, float]
+    """Metric sums over the targets of the first term."""
+    tokens: float
+    places: float
+    """Places in rows, padding included."""
+
+
+class Meter:
+    """Adds up outputs without reading anything from the device."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: Tensor | None = None
+        self.terms: list[str] = []
+        self.metrics: list[str] = []
+        self.tokens = self.places = 0
+
+    def add(self, output: Output, batch: Batch) -> None:
+        """Add a micro-batch."""
+        self.terms, self.metrics = list(output.terms), list(output.sums)
+        values = [t.weight * t.total.detach() for t in output.terms.values()]
+        values += [t.count for t in output.terms.values()]
+        values += list(output.sums.values())
+        stacked = torch.stack([v.detach().double() for v in values])
+        self.sums = stacked if self.sums is None else self.sums + stacked
+        self.tokens += batch.real_tokens
+        self.places += batch.tokens.numel()
+
+    def take(self, strategy: Any) -> Sums:
+        """The sums over all ranks so far; start anew."""
+        assert self.sums is not None, "nothing was added to the meter"
+        host = torch.tensor([self.tokens, self.places], dtype=torch.float64)
+        both = torch.cat([self.sums, host.to(self.sums.device)])
+        *values, tokens, places = strategy.reduce(both, reduce_op="sum").tolist()
+        n = len(self.terms)
+        totals, counts, sums = values[:n], values[n : 2 * n], values[2 * n :]
+        losses = {k: t / max(c, 1) for k, t, c in zip(self.terms, totals, counts, strict=True)}
+        metrics = {k: v / max(counts[0], 1) for k, v in zip(self.metrics, sums, strict=True)}
+        self._reset()
+        return Sums(losses, metrics, tokens, places)

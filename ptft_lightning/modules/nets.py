@@ -1,0 +1,115 @@
+"""The nets: backbone, tuning and head behind one `forward(batch)`; the only sharding roots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ptft_lightning.backbones.base import Backbone, initial_value
+from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
+from ptft_lightning.data.batch import Batch
+from ptft_lightning.objectives.base import PretrainHead
+from ptft_lightning.tasks.base import TaskHead
+from ptft_lightning.terms import Output
+
+BACKBONES: dict[str, tuple[type[Any], type[Any]]] = {
+    "transformer": (Transformer, TransformerConfig)
+}
+
+
+class Net(nn.Module):
+    """A backbone and a head. No parameter of a phase lives outside its net."""
+
+    backbone: Backbone
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(B, T, dim) hidden states of a batch."""
+        out: Tensor = self.backbone(batch.tokens, batch.documents, batch.positions, batch.segments)
+        return out
+
+
+class PretrainNet(Net):
+    """Phase one: a backbone under an objective's head."""
+
+    def __init__(self, backbone: Backbone, head: PretrainHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, batch: Batch) -> Output:
+        """Batch -> loss terms."""
+        out: Output = self.head(self.hidden(batch), batch, self.backbone.embedding.weight)
+        return out
+
+
+class TaskNet(Net):
+    """Phase two: a backbone under a task's head."""
+
+    def __init__(self, backbone: Backbone, head: TaskHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, batch: Batch) -> Output:
+        """Batch -> loss terms and scores."""
+        out: Output = self.head(self.hidden(batch), batch)
+        return out
+
+
+def build_backbone(kind: str, config: dict[str, Any], vocab_size: int) -> Backbone:
+    """A backbone from the plain values of a bundle; kinds are our own classes."""
+    model, shape = BACKBONES[kind]
+    backbone: Backbone = model(shape(**config), vocab_size)
+    return backbone
+
+
+def fill(
+    net: Net, device: torch.device, stored: Callable[[str], Tensor | None], seed: int
+) -> list[str]:
+    """Give every parameter of a net built on the meta device its value, one tensor at a time.
+
+    `stored(name)` is the value from a bundle, or None for a new one. Sharded parameters keep
+    their own part, so that no rank ever holds the whole model.
+
+    Returns:
+        The names of the parameters that are new.
+    """
+    net.to_empty(device=device)
+    new = []
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            value = stored(name)
+            if value is None:
+                new.append(name)
+                value = initial_value(name, parameter.shape, len(net.backbone.layers), seed)
+            value = value.to(device=device, dtype=parameter.dtype)
+            if isinstance(parameter, DTensor):
+                # Every rank has the same value: no communication is needed.
+                value = distribute_tensor(
+                    value, parameter.device_mesh, parameter.placements, src_data_rank=None
+                )
+            parameter.copy_(value)
+    return new
+
+
+def shard(net: Net, mesh: Any) -> None:
+    """FSDP2: one wrap per layer, the net as the root (Zhao et al. 2023)."""
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in net.backbone.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+
+
+def whole_state(net: Net) -> dict[str, Tensor]:
+    """Every tensor of the net under its plain name, on the CPU; all ranks must call it.
+
+    Sharded tensors are gathered one at a time; only rank 0's result is meant to be used.
+    """
+    state = {}
+    for name, tensor in net.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        state[name] = whole.detach().cpu()
+    return state

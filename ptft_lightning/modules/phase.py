@@ -1,0 +1,302 @@
+"""What both phases share: building the net, one step for train/validate/test, the optimizer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.module import PhaseData, say
+from ptft_lightning.data.sample_order import random_key
+from ptft_lightning.errors import UserError
+from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, Bundle, open_bundle
+from ptft_lightning.handoff.lineage import versions
+from ptft_lightning.modules.lightning_edges import correct_batch_progress
+from ptft_lightning.modules.meter import Meter
+from ptft_lightning.modules.nets import Net, fill, shard, whole_state
+from ptft_lightning.modules.optimizers import (
+    OptimizerConfig,
+    apply_settings,
+    build_optimizer,
+)
+from ptft_lightning.terms import Output
+
+
+class PhaseModule(L.LightningModule):
+    """Base of `PretrainModule` and `FinetuneModule`.
+
+    `net` holds every parameter; it is built in `configure_model` from what the data module knows.
+    """
+
+    phase: str
+    net: Net
+
+    def __init__(
+        self,
+        optimizer: OptimizerConfig,
+        init_from: str | None,
+        compile_layers: bool,
+        activation_checkpointing: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.optimizer_config, self.seed = optimizer, seed
+        self.compile_layers, self.activation_checkpointing = (
+            compile_layers,
+            activation_checkpointing,
+        )
+        self.bundle: Bundle | None = open_bundle(init_from) if init_from is not None else None
+        self.built = False
+        self.train_meter, self.eval_meter = Meter(), Meter()
+        self.tokens_seen = 0
+        self.grad_norm: Tensor | None = None
+        self.rate = 0.0
+        self.clock, self.logged_step = time.perf_counter(), 0
+        self.train_values: dict[str, float] = {}
+
+    # What a phase says of itself.
+
+    def build_net(self, data: PhaseData) -> Net:
+        """The net on the current device, its values not yet set."""
+        raise NotImplementedError
+
+    def stored(self, name: str) -> Tensor | None:
+        """The bundle's value of a parameter; None for a new one."""
+        raise NotImplementedError
+
+    def bundle_config(self) -> dict[str, Any]:
+        """config.json of the bundle this phase writes."""
+        raise NotImplementedError
+
+    def preflight(self, data: PhaseData) -> None:
+        """Check what crosses between data, bundle and model."""
+        raise NotImplementedError
+
+    @property
+    def data(self) -> PhaseData:
+        """The data module beside us."""
+        return cast(PhaseData, cast(Any, self.trainer).datamodule)
+
+    # Building.
+
+    def configure_model(self) -> None:
+        """Build the net on the meta device, shard it if asked, then fill it with values."""
+        if self.built:
+            return
+        strategy = self.trainer.strategy
+        with torch.device("meta"):
+            self.net = self.build_net(self.data)
+        self.net.backbone.recompute = self.activation_checkpointing
+        if self.compile_layers:
+            for layer in self.net.backbone.layers:
+                layer.compile()  # in place, so that key names stay clean
+        if isinstance(strategy, ModelParallelStrategy):
+            shard(self.net, self._mesh(strategy))
+        new = fill(self.net, strategy.root_device, self.stored, self.seed)
+        self.built = True
+        if self.trainer.is_global_zero:
+            self._report(new)
+
+    def _mesh(self, strategy: ModelParallelStrategy) -> DeviceMesh:
+        mesh = strategy.device_mesh["data_parallel"]
+        if mesh.size() != self.trainer.world_size:
+            raise UserError(
+                f"the strategy shards over {mesh.size()} of {self.trainer.world_size} ranks, the "
+                "others would train apart: use configs/trainer/fsdp.yaml"
+            )
+        return mesh
+
+    def _report(self, new: list[str]) -> None:
+        total = sum(p.numel() for p in self.net.parameters())
+        trained = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
+        say(f"model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained")
+        if self.bundle is not None:
+            say(f"loaded from '{self.bundle.path}'; new: {', '.join(new) if new else 'nothing'}")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Fused AdamW; under a gradient scaler the fused form would unscale behind clipping."""
+        return build_optimizer(
+            self.net, self.optimizer_config, fused=self.trainer.precision != "16-mixed"
+        )
+
+    # Training.
+
+    def on_fit_start(self) -> None:
+        """The clock of tokens/s starts with the work."""
+        self.clock, self.logged_step = time.perf_counter(), self.global_step
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout by place: Lightning saves no random state, so that a resume would differ."""
+        place = (self.seed, self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
+        torch.manual_seed(random_key("step", *place, self.global_rank) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss whose gradient, summed over micro-batches and ranks, is the step's."""
+        output: Output = self.net(batch)
+        self.train_meter.add(output, batch)
+        # Lightning divides by the accumulation, the strategy averages over ranks: undo both.
+        whole = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        losses = [
+            t.weight * t.total / (t.nominal * batch.step_samples) for t in output.terms.values()
+        ]
+        return whole * torch.stack(losses).sum()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Settings of this step, whatever state was restored."""
+        total = self.trainer.max_steps
+        self.rate = apply_settings(optimizer, self.optimizer_config, self.global_step, total)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by norm. Lightning 2.6.6 refuses this for fused optimizers in mixed precision
+        (pytorch-lightning#21435), and does not keep the norm."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise UserError(
+                f"trainer.gradient_clip_algorithm is '{gradient_clip_algorithm}': only 'norm'"
+            )
+        parameters = [p for p in self.net.parameters() if p.grad is not None]
+        if gradient_clip_val:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.grad_norm = norm
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log every `log_every_n_steps` steps; nothing is read from the device between."""
+        trainer = self.trainer
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and self.global_step % max(1, int(cast(Any, trainer).log_every_n_steps)) == 0:
+            self._log_training()
+
+    def _log_training(self) -> None:
+        sums = self.train_meter.take(self.trainer.strategy)
+        now = time.perf_counter()
+        self.tokens_seen += int(sums.tokens)
+        norm = self.grad_norm
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        values = {
+            **{f"train_{k}": v for k, v in self.summary(sums.losses, sums.metrics).items()},
+            "lr": self.rate,
+            "grad_norm": float(norm) if norm is not None else 0.0,
+            "samples": float(self.data.segments.span(self.global_step)[0]),
+            "tokens": float(self.tokens_seen),
+            "tokens_per_s": sums.tokens / max(now - self.clock, 1e-9),
+            "padding_waste": 1 - sums.tokens / max(sums.places, 1.0),
+        }
+        steps = max(1, self.global_step - self.logged_step)
+        values["seconds_per_step"] = (now - self.clock) / steps
+        self.clock, self.logged_step = now, self.global_step
+        self.train_values = values
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values, step=self.global_step)
+
+    def summary(self, losses: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
+        """What is reported of loss terms and metric sums (means over targets)."""
+        return {"loss": sum(losses.values()), **metrics}
+
+    # Evaluation.
+
+    def evaluate(self, batch: Batch) -> Output:
+        """The one step of validation and test."""
+        output: Output = self.net(batch)
+        self.eval_meter.add(output, batch)
+        return output
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """See `evaluate`."""
+        self.evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """See `evaluate`."""
+        self.evaluate(batch)
+
+    def eval_values(self) -> dict[str, float]:
+        """Metrics of the pass that ended, over all ranks."""
+        sums = self.eval_meter.take(self.trainer.strategy)
+        return self.summary(sums.losses, sums.metrics)
+
+    def on_validation_epoch_start(self) -> None:
+        """Validation time does not count in tokens/s."""
+        self.validation_began = time.perf_counter()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_evaluation("val")
+        self.clock += time.perf_counter() - self.validation_began
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, prefix: str) -> None:
+        values = {f"{prefix}_{name}": value for name, value in self.eval_values().items()}
+        # Already the same on every rank; `log_dict` feeds callbacks, loggers and the test table.
+        self.log_dict(values, rank_zero_only=False, sync_dist=False)
+
+    # Checkpoints and the handoff.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Embed what is needed to start another phase from the checkpoint alone."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "config": {"format": 1, **self.bundle_config()},
+            "tokenizer": self.data.tokenizer.text,
+            "lineage": self.lineage(),
+        }
+        checkpoint["tokens_seen"] = self.tokens_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model; repair what Lightning restores wrongly."""
+        if CHECKPOINT_KEY not in checkpoint:
+            raise UserError("ckpt_path: this checkpoint was not written by ptft_lightning")
+        theirs = checkpoint[CHECKPOINT_KEY]["config"]
+        if theirs["phase"] != self.phase:
+            raise UserError(
+                f"ckpt_path names a {theirs['phase']} checkpoint, this is a {self.phase} run: to "
+                "start from its weights give --model.init_from instead"
+            )
+        mine = self.bundle_config()
+        changed = [k for k in ("backbone", "head") if theirs[k] != mine[k]]
+        if changed:
+            listed = "; ".join(f"{k} was {theirs[k]}, is {mine[k]}" for k in changed)
+            raise UserError(f"ckpt_path: the checkpoint's model is another one ({listed})")
+        self.tokens_seen = checkpoint["tokens_seen"]
+        correct_batch_progress(checkpoint, self.trainer.accumulate_grad_batches)
+
+    def lineage(self) -> dict[str, Any]:
+        """Facts of this run for lineage.json."""
+        parents = []
+        if self.bundle is not None:
+            parents.append(
+                {
+                    "hash": self.bundle.hash,
+                    "phase": self.bundle.config["phase"],
+                    **self.bundle.lineage,
+                }
+            )
+        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        return {
+            "steps": self.global_step,
+            "samples": self.data.segments.span(self.global_step)[0],
+            "tokens": self.tokens_seen,
+            "parameters": sum(p.numel() for p in self.net.parameters()),
+            "seed": self.seed,
+            "data": self.data.identity(),
+            "metrics": metrics,
+            "versions": versions(),
+            "parents": parents,
+        }
+
+    def gather_state(self) -> dict[str, Tensor]:
+        """All tensors of the net, whole, on the CPU; every rank must call it."""
+        return whole_state(self.net)

@@ -1,0 +1,65 @@
+"""Stop in good order when the machine is taken away: SIGTERM or SIGUSR1 to any rank."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from ptft_lightning.data.module import say
+from ptft_lightning.modules.checkpoints import Checkpoints
+
+EXIT_CODE = 75  # EX_TEMPFAIL: "try again", so that a scheduler can requeue
+AGREE_EVERY = 5  # steps between the ranks' questions to each other
+
+
+class Preempt(Callback):
+    """Save and stop when any rank was told to end.
+
+    Lightning 2.6.6 broadcasts inside its signal handler: a signal to one rank alone hangs the
+    others, and the exit code is 0. Here the handler only notes the signal, and the ranks agree
+    between steps.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self.noted = self.stopped = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.noted = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put our handlers in place of Lightning's."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Agree, save, stop."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.world_size > 1 and trainer.global_step % AGREE_EVERY:
+            return
+        if not self._any_noted(trainer, pl_module.device):
+            return
+        if trainer.global_step != self.checkpoints.saved_step:
+            self.checkpoints.save(trainer)
+        trainer.should_stop = self.stopped = True
+        if trainer.is_global_zero:
+            say(f"told to end: saved step {trainer.global_step}, resume with --ckpt_path last")
+
+    def _any_noted(self, trainer: L.Trainer, device: torch.device) -> bool:
+        if trainer.world_size == 1:
+            return self.noted
+        noted = torch.tensor(float(self.noted), device=device)
+        return bool(trainer.strategy.reduce(noted, reduce_op="sum") > 0)

@@ -1,0 +1,115 @@
+"""Phase one: a backbone under an objective."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, cast
+
+from torch import Tensor
+
+from ptft_lightning.backbones.transformer import TransformerConfig
+from ptft_lightning.data.corpus import CorpusDataModule
+from ptft_lightning.data.module import PhaseData, say
+from ptft_lightning.errors import UserError
+from ptft_lightning.handoff.preflight import Preflight
+from ptft_lightning.modules.nets import PretrainNet, build_backbone
+from ptft_lightning.modules.optimizers import OptimizerConfig
+from ptft_lightning.modules.phase import PhaseModule
+from ptft_lightning.objectives.base import Objective, perplexity
+
+
+class PretrainModule(PhaseModule):
+    """Train a backbone on text.
+
+    Args:
+        objective: What is predicted, such as CausalLM or MaskedLM.
+        backbone: Shape and kind of the model; not with init_from, which brings its own.
+        optimizer: Optimizer and schedule.
+        vocab_size: Rows of the embedding; default: as many as the tokenizer has ids.
+        init_from: A phase-one bundle, run or checkpoint to go on from with a new schedule.
+        compile_layers: Compile each layer with torch.compile.
+        activation_checkpointing: Recompute each layer in the backward pass to save memory.
+        seed: Decides the initial values and dropout.
+    """
+
+    phase = "pretrain"
+
+    def __init__(
+        self,
+        objective: Objective,
+        backbone: TransformerConfig | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        vocab_size: int | None = None,
+        init_from: str | None = None,
+        compile_layers: bool = False,
+        activation_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer, init_from, compile_layers, activation_checkpointing, seed)
+        self.objective, self.vocab_size = objective, vocab_size
+        if self.bundle is not None and backbone is not None:
+            raise UserError(
+                "model.backbone and model.init_from: give one, the bundle brings its own"
+            )
+        self.backbone_config = backbone or TransformerConfig(causal=objective.causal)
+
+    def preflight(self, data: PhaseData) -> None:
+        """Check tokenizer, vocabulary, length and direction."""
+        check = Preflight()
+        self.objective.check(data.tokenizer)
+        if self.bundle is not None:
+            check.phase(self.bundle, ("pretrain",), "PretrainModule")
+            check.tokenizer(self.bundle, data.tokenizer)
+            check.backbone(self.bundle)
+        shape = self._shape(data)
+        check.vocabulary(data.tokenizer, shape["vocab_size"])
+        check.length(
+            "data.length", cast(CorpusDataModule, data).length, shape["config"]["max_length"]
+        )
+        check.causality(self.objective.name, self.objective.causal, shape["config"]["causal"])
+        for line in check.finish():
+            say(f"inherited: {line}")
+
+    def _shape(self, data: PhaseData) -> dict[str, Any]:
+        """The backbone as plain values."""
+        if self.bundle is not None:
+            return cast(dict[str, Any], self.bundle.config["backbone"])
+        return {
+            "kind": "transformer",
+            "config": asdict(self.backbone_config),
+            "vocab_size": self.vocab_size or data.tokenizer.size,
+        }
+
+    def build_net(self, data: PhaseData) -> PretrainNet:
+        """Backbone and the objective's head."""
+        backbone = build_backbone(**self._shape(data))
+        tied = self._shape(data)["config"]["tie_embeddings"]
+        return PretrainNet(backbone, self.objective.build_head(backbone, tied))
+
+    def stored(self, name: str) -> Tensor | None:
+        """From the bundle, head included when it is of the same objective."""
+        if self.bundle is None:
+            return None
+        same_head = self.bundle.config["head"] == self._head()
+        if name not in self.bundle.names():
+            if name.startswith("backbone.") or same_head:
+                raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'")
+            return None
+        return self.bundle.tensor(name) if name.startswith("backbone.") or same_head else None
+
+    def _head(self) -> dict[str, Any]:
+        return {"name": self.objective.name, "config": self.objective.config()}
+
+    def bundle_config(self) -> dict[str, Any]:
+        """See `PhaseModule`."""
+        return {"phase": self.phase, "backbone": self._shape(self.data), "head": self._head()}
+
+    def summary(self, losses: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
+        """Loss and accuracy with perplexity and, where it means something, bits-per-byte."""
+        values = super().summary(losses, metrics)
+        values["perplexity"] = perplexity(values["loss"])
+        rate = cast(CorpusDataModule, self.data).tokens_per_byte
+        if self.objective.per_byte and rate is not None:
+            values["bits_per_byte"] = values["loss"] / math.log(2) * rate
+        return values

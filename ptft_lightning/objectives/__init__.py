@@ -1,0 +1,1 @@
+"""Phase one: what is predicted."""

@@ -1,0 +1,77 @@
+"""What every objective promises; its two halves live in one file each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.packing import Ids
+from ptft_lightning.data.sample_order import Numbers
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.terms import Output
+
+
+class Objective:
+    """What phase one predicts: a numpy half run by loader workers and the head of the torch half.
+
+    Plain values only, so that it travels to workers and into a bundle's config.
+    """
+
+    name: ClassVar[str]
+    causal: ClassVar[bool]
+    """Whether it needs a causal backbone."""
+    per_byte: ClassVar[bool]
+    """Whether the loss is a likelihood of the text, so that bits-per-byte means something."""
+
+    def config(self) -> dict[str, Any]:
+        """Plain values that rebuild the objective, for the bundle."""
+        raise NotImplementedError
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer the objective cannot work with."""
+
+    def make(
+        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+    ) -> tuple[Ids, dict[str, Ids]]:
+        """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets."""
+        raise NotImplementedError
+
+    def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
+        """The torch half over a backbone; `tied` shares the backbone's embedding."""
+        raise NotImplementedError
+
+
+class PretrainHead(nn.Module):
+    """Hidden states and a batch -> terms.
+
+    `forward` gets the embedding weight because a tied head owns no projection of its own.
+    """
+
+    def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
+        """(B, T, dim) hidden states -> terms."""
+        raise NotImplementedError
+
+
+class VocabularyProjection(nn.Module):
+    """The weight and bias that turn hidden states into vocabulary logits; perhaps tied."""
+
+    def __init__(self, backbone: Backbone, tied: bool, bias: bool) -> None:
+        super().__init__()
+        self.weight: nn.Parameter | None = None
+        if not tied:
+            self.weight = nn.Parameter(torch.empty(backbone.vocab_size, backbone.dim))
+        self.bias = nn.Parameter(torch.empty(backbone.vocab_size)) if bias else None
+
+    def matrices(self, embedding: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight (vocabulary, dim) and bias."""
+        return (embedding if self.weight is None else self.weight), self.bias
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite rather than an error where that is too large."""
+    return math.exp(loss) if loss < 700 else math.inf

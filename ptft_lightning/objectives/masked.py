@@ -1,0 +1,113 @@
+"""Masked language modelling: hidden tokens from both sides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.packing import Ids
+from ptft_lightning.data.sample_order import Numbers, random_words
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+from ptft_lightning.objectives.base import Objective, PretrainHead, VocabularyProjection
+from ptft_lightning.terms import IGNORE, Output, Term, projected_cross_entropy
+
+MASKED, RANDOM = 0.8, 0.1  # the rest stays as it is (Devlin et al. 2019)
+LAST = np.uint64(2**64 - 1)
+
+
+class MaskedLM(Objective):
+    """Masked language modelling with a fixed number of targets a row.
+
+    A row of T tokens has K = round(rate * T) slots, of which max(1, round(rate * eligible)) are
+    used: shapes never change, and the vocabulary projection runs on the slots alone. Which tokens
+    are hidden depends on (seed, sample number) and nothing else.
+
+    Args:
+        rate: Share of tokens to predict; BERT used 0.15, ModernBERT 0.3.
+    """
+
+    name = "masked"
+    causal = False
+    per_byte = False
+
+    def __init__(self, rate: float = 0.15) -> None:
+        if not 0 < rate < 1:
+            raise UserError(f"objective.rate is {rate}: give a share between 0 and 1")
+        self.rate = rate
+
+    def config(self) -> dict[str, Any]:
+        """The share of tokens."""
+        return {"rate": self.rate}
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer without a mask token."""
+        if tokenizer.mask is None:
+            raise UserError(
+                "masked language modelling needs a mask token, and the tokenizer has none of "
+                "[MASK], <mask>, <|mask|>: train one with `ptft_lightning tokenizer`"
+            )
+
+    def make(
+        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+    ) -> tuple[Ids, dict[str, Ids]]:
+        """Hide tokens; targets are `slots` (B, K) positions and `labels` (B, K)."""
+        assert tokenizer.mask is not None, "check() comes before make()"
+        tokens = tokens[:, :-1].copy()
+        rows, length = tokens.shape
+        slots_per_row = max(1, round(self.rate * length))
+        eligible = (documents[:, :-1] > 0) & ~np.isin(tokens, tokenizer.specials)
+        words = random_words(seed, "masked", samples, length + 2 * slots_per_row)
+
+        order = np.where(eligible, words[:, :length] >> np.uint64(1), LAST)
+        slots = np.argsort(order, axis=1, kind="stable")[:, :slots_per_row]
+        available = eligible.sum(1)
+        wanted = np.maximum(1, np.rint(self.rate * available)).astype(np.int64)
+        used = np.arange(slots_per_row) < np.minimum(wanted, available)[:, None]
+
+        at = np.arange(rows)[:, None]
+        labels = np.where(used, tokens[at, slots], IGNORE)
+        fate = (words[:, length : length + slots_per_row] >> np.uint64(11)) / 2**53
+        ordinary = _ordinary_ids(tokenizer)
+        drawn = ordinary[words[:, length + slots_per_row :] % np.uint64(len(ordinary))]
+        shown = np.where(fate < MASKED + RANDOM, drawn, tokens[at, slots])
+        shown = np.where(fate < MASKED, tokenizer.mask, shown)
+        tokens[at, slots] = np.where(used, shown, tokens[at, slots])
+        return tokens, {"slots": slots, "labels": labels}
+
+    def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
+        """BERT's head: dense, GELU, LayerNorm, projection with bias."""
+        return MaskedHead(backbone, tied)
+
+
+def _ordinary_ids(tokenizer: Tokenizer) -> Ids:
+    """Ids that may replace a token at random: all but the special ones."""
+    return np.setdiff1d(np.arange(tokenizer.size), tokenizer.specials)
+
+
+class MaskedHead(PretrainHead):
+    """Vocabulary logits at the slots alone."""
+
+    def __init__(self, backbone: Backbone, tied: bool) -> None:
+        super().__init__()
+        self.dense = nn.Linear(backbone.dim, backbone.dim)
+        self.norm = nn.LayerNorm(backbone.dim, eps=1e-5)
+        self.projection = VocabularyProjection(backbone, tied, bias=True)
+
+    def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
+        """(B, T, dim) hidden states -> the `masked` term over B*K slots."""
+        slots, labels = batch.targets["slots"], batch.targets["labels"].flatten()
+        index = slots[..., None].expand(-1, -1, hidden.shape[-1])
+        chosen = torch.gather(hidden, 1, index).flatten(0, 1)
+        chosen = self.norm(F.gelu(self.dense(chosen)))
+        weight, bias = self.projection.matrices(embedding)
+        total, right = projected_cross_entropy(chosen, weight, bias, labels)
+        count = (labels != IGNORE).sum()
+        term = Term(total, count, nominal=float(slots.shape[1]))
+        return Output({"masked": term}, {"accuracy": right})

@@ -1,0 +1,1 @@
+"""Phase two: what is predicted."""

@@ -1,0 +1,1 @@
+"""Phase two: which parameters move."""
