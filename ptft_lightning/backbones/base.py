@@ -22,6 +22,7 @@ class Backbone(nn.Module):
         packs: whether several documents may share a row.
         layers: its repeated parts, the units of sharding, compiling and checkpointing.
         embedding: the token embedding, which heads may tie to.
+        norm_eps: added under the root of its normalisations, and of those of heads.
         recompute: whether each layer's activations are computed again in the backward pass.
     """
 
@@ -32,6 +33,7 @@ class Backbone(nn.Module):
     packs: bool
     layers: nn.ModuleList
     embedding: nn.Embedding
+    norm_eps: float = 1e-5
     recompute: bool = False
 
     def forward(

@@ -147,10 +147,11 @@ class Block(nn.Module):
         """(B, T, dim) -> (B, T, dim)."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotary))
-            return x + self.dropout(self.ffn(self.ffn_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotary)))
-        normed: Tensor = self.ffn_norm(x + self.dropout(self.ffn(x)))
-        return normed
+            x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        else:
+            x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotary)))
+            x = self.ffn_norm(x + self.dropout(self.ffn(x)))
+        return x
 
 
 class Transformer(Backbone):
@@ -163,6 +164,7 @@ class Transformer(Backbone):
         self.config = config
         self.dim, self.vocab_size = config.dim, vocab_size
         self.max_length, self.causal = config.max_length, config.causal
+        self.norm_eps = config.norm_eps
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.position: nn.Embedding | None = None
         self.token_type: nn.Embedding | None = None

@@ -93,6 +93,14 @@ def config_of(command: str, args: list[str]) -> list[str]:
     return ["--config", stream.name, *args]
 
 
+def config_files(args: list[str]) -> list[str]:
+    """The files that --config names, in order."""
+    pairs = zip(args, [*args[1:], ""], strict=True)
+    named = [value for word, value in pairs if word in ("-c", "--config")]
+    named += [word.partition("=")[2] for word in args if word.startswith("--config=")]
+    return [file for file in named if file]
+
+
 def _value(args: list[str], name: str) -> str | None:
     for i, word in enumerate(args):
         if word == name and i + 1 < len(args):

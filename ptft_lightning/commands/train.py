@@ -16,17 +16,26 @@ import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
 import ptft_lightning.objectives.masked
 import ptft_lightning.tasks.classification
 import ptft_lightning.tuning.frozen  # noqa: F401
-from ptft_lightning.commands.mistakes import one_line
+from ptft_lightning.commands.mistakes import (
+    Context,
+    ParserError,
+    buried,
+    explain,
+    one_line,
+    read_configs,
+)
 from ptft_lightning.commands.runs import (
     build_loggers,
     bundle_of,
     checkpoint_of,
+    config_files,
     config_of,
     refuse_finished,
 )
@@ -43,6 +52,9 @@ from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
+from ptft_lightning.objectives.base import Objective
+from ptft_lightning.tasks.base import Task
+from ptft_lightning.tuning.base import Tuning
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -56,14 +68,24 @@ TRAINER_DEFAULTS = {
 }
 
 
+# The classes to choose from, for each key that takes one.
+BASES: dict[str, type] = {
+    "model": PhaseModule,
+    "data": PhaseData,
+    "objective": Objective,
+    "task": Task,
+    "tuning": Tuning,
+}
+
+
 class Parser(LightningArgumentParser):
-    """Errors in one line instead of a page of usage."""
+    """Leaves it to `CLI` to say what is wrong, instead of printing a page of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Print the mistake with a suggestion, exit with code 2."""
+        """Hand the complaint on."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UserError(one_line(message))
+        raise ParserError(message) from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -113,6 +135,24 @@ class CLI(LightningCLI):
                 "--output", type=str | None, help="File for the predictions (.jsonl)."
             )
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Say what is wrong in one line."""
+        command, *words = args
+        options = [action.dest for action in self._subcommand_parsers[command]._actions]
+        configs = config_files(words)
+        read_configs(configs, options)
+        try:
+            super().parse_arguments(parser, args)
+        except ParserError as error:
+            raise UserError(explain(error, Context(options, BASES, configs, words))) from error
+
+    def instantiate_classes(self) -> None:
+        """Bring to light what a class refused."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise buried(error) or UserError(one_line(str(error))) from error
 
     @property
     def options(self) -> Namespace:

@@ -113,6 +113,8 @@ class CorpusDataModule(PhaseData):
         self.validation_share, self.window = validation_share, window
         if length < 2:
             raise UserError(f"data.length is {length}: a row needs at least 2 tokens")
+        if window < 1:
+            raise UserError(f"data.window is {window}: rows are mixed among 1 shard or more")
 
     def prepare_data(self) -> None:
         """Check everything that crosses to the model, then make the store if need be."""

@@ -11,8 +11,10 @@ text column of one line.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from gzip import BadGzipFile
 from typing import IO, cast
 
 import fsspec
@@ -21,6 +23,7 @@ from ptft_lightning.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl")
 MAX_REPORTED = 10  # bad documents named one by one; all are counted
+DAMAGED = (BadGzipFile, EOFError, zlib.error)  # what reading a broken .gz raises
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,19 @@ def open_bytes(path: str) -> IO[bytes]:
 
 
 def text_size(path: str) -> int:
-    """Uncompressed bytes of `path`; a gzipped file is read through once to count them."""
+    """Uncompressed bytes of `path`; a gzipped file is read through once to count them.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     _suffix(path)
     with open_bytes(path) as stream:
-        if path.endswith(".gz"):
+        if not path.endswith(".gz"):
+            return stream.seek(0, 2)
+        try:
             return sum(len(block) for block in iter(lambda: stream.read(1 << 22), b""))
-        return stream.seek(0, 2)
+        except DAMAGED as error:
+            raise UserError(f"'{path}' is damaged, get it again: {error}") from error
 
 
 def split_units(path: str, size: int, unit_bytes: int) -> list[Unit]:
@@ -123,7 +133,7 @@ def _json_text(line: bytes, column: str, place: str, bad: BadDocuments, first: b
         return None
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         bad.add(place, f"not a JSON line ({error})")
         return None
     if not isinstance(record, dict):
@@ -171,15 +181,21 @@ def _read_txt(stream: IO[bytes], unit: Unit, column: str, bad: BadDocuments) -> 
 
 def _after_blank_line(stream: IO[bytes], at: int) -> bool:
     """Whether the line before byte `at` is blank (so that a document starts at `at`)."""
-    back = min(at, 4096)
-    stream.seek(at - back)
-    before = stream.read(back)
-    lines = before.splitlines()
-    return not lines or not lines[-1].strip()
+    back = 0
+    while back < at:  # until the whole line is seen, or enough of it
+        back = min(at, 2 * back + 4096)
+        stream.seek(at - back)
+        _, newline, line = stream.read(back)[:-1].rpartition(b"\n")
+        if newline or line.strip():
+            return not line.strip()
+    return True
 
 
 def _decode(lines: list[bytes], place: str, bad: BadDocuments) -> Iterator[str]:
     try:
-        yield b"".join(lines).decode().rstrip("\r\n")
+        text = b"".join(lines).decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         bad.add(place, f"not UTF-8 ({error.reason})")
+    else:
+        if text.strip():  # a byte order mark or an ideographic space alone is no document
+            yield text

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ptft_lightning.data.documents import open_bytes
+from ptft_lightning.data.documents import DAMAGED, open_bytes
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
@@ -38,6 +38,14 @@ class Example:
     pair: str | None
     label: str | None
     place: str
+
+    def __post_init__(self) -> None:
+        try:
+            (self.text + (self.pair or "")).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{self.place}: half of a surrogate pair (not valid Unicode)"
+            ) from error
 
 
 @dataclass
@@ -96,6 +104,8 @@ def _records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]
                 raise UserError(f"cannot read '{path}': expected .jsonl, .csv or .tsv (or .gz)")
         except UnicodeDecodeError as error:
             raise UserError(f"'{path}' is not UTF-8: {error}") from error
+        except DAMAGED as error:
+            raise UserError(f"'{path}' is damaged, get it again: {error}") from error
 
 
 def _jsonl(path: str, text: io.TextIOWrapper) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -104,7 +114,7 @@ def _jsonl(path: str, text: io.TextIOWrapper) -> Iterator[tuple[str, dict[str, A
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number}: not a JSON line ({error})") from error
         if not isinstance(record, dict):
             raise UserError(f"{path} line {number}: not a JSON object")
@@ -116,17 +126,25 @@ def _separated(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     # Tab-separated sets (GLUE and others) hold bare quotes; comma-separated ones quote fields.
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(
-        text, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    )
-    names = columns.names or next(reader, [])
-    for row in reader:
-        if not row:
-            continue
-        place = f"{path} line {reader.line_num}"
-        if len(row) != len(names):
-            raise UserError(f"{place}: {len(row)} columns, expected {len(names)} ({names})")
-        yield place, dict(zip(names, row, strict=True))
+    # Strict, because a quote never closed would swallow the lines after it without a word.
+    if tabs:
+        reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(text, strict=True)
+    try:
+        names = columns.names or next(reader, [])
+        for row in reader:
+            if not row:
+                continue
+            place = f"{path} line {reader.line_num}"
+            if len(row) != len(names):
+                raise UserError(f"{place}: {len(row)} columns, expected {len(names)} ({names})")
+            yield place, dict(zip(names, row, strict=True))
+    except csv.Error as error:
+        raise UserError(
+            f"{path} line {reader.line_num}: quotes do not match ({error}): write a quote inside "
+            'a quoted field twice ("")'
+        ) from error
 
 
 def frame_example(examples: list[Example], tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
@@ -147,9 +165,9 @@ def _frame(
     room = max_length - len(begin) - len(end) * (1 if second is None else 2)
     total = len(first) + len(second or [])
     if second is None:
-        tokens = begin + first[:room] + end
-        return Encoded(tokens or [tokenizer.pad], [0] * max(1, len(tokens)), total > room)
-    keep = min(len(first), max(room - len(second), room // 2))
-    left = begin + first[:keep] + end
-    right = second[: room - keep] + end
+        left, right = begin + first[:room] + end, []
+    else:
+        keep = min(len(first), max(room - len(second), room // 2))
+        left, right = begin + first[:keep] + end, second[: room - keep] + end
+    left = left or [tokenizer.pad] * (not right)  # an example has a token to be read from
     return Encoded(left + right, [0] * len(left) + [1] * len(right), total > room)

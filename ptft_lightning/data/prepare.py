@@ -88,6 +88,10 @@ def prepare_store(
     """
     if not files:
         raise UserError("no files to prepare: name them with --data.files (or --files)")
+    if unit_bytes < 1:
+        raise UserError(f"--unit_bytes is {unit_bytes}: give 1 or more")
+    if not 0 <= validation_share <= 1:
+        raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
     plan = Plan(
         files=list(files),
         column=column,
@@ -97,16 +101,20 @@ def prepare_store(
         unit_bytes=unit_bytes,
         sizes=[text_size(file) for file in files],
     )
+    for file in files:  # a wrong column is said before the directory belongs to this plan
+        next(read_unit(Unit(file, 0, 1), column, BadDocuments()), None)
     target = Path(directory)
     _claim(target, plan)
     if (target / "manifest.json").is_file():
         return read_manifest(target)
     units = list_units(plan)
+    done = 0
     with ByteProgress("prepare", sum(plan.sizes)) as progress:
         for number, unit in enumerate(units):
             if not _receipt(target, number).is_file():
                 _make_shard(target, number, unit, plan, tokenizer, progress)
-            progress.advance_to(sum(u.end - u.start for u in units[: number + 1]))
+            done += unit.end - unit.start
+            progress.advance_to(done)
     return _finish(target, plan, tokenizer, len(units))
 
 

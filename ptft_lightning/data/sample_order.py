@@ -30,10 +30,11 @@ def random_words(seed: int, purpose: str, samples: Numbers, count: int) -> Words
     Philox is counter-based (Salmon et al. 2011): the words of sample n depend on nothing but
     (seed, purpose, n). `random_raw` is a fixed stream, unlike numpy's Generator methods.
     """
-    key = random_key(seed, purpose)
+    key = np.array([random_key(seed, purpose), 0], np.uint64)  # a list would become float64
     words = np.empty((len(samples), count), np.uint64)
     for row, sample in enumerate(samples.tolist()):
-        words[row] = np.random.Philox(key=[key, sample + 1]).random_raw(count)
+        key[1] = sample + 1
+        words[row] = np.random.Philox(key=key).random_raw(count)
     return words
 
 

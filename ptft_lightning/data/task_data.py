@@ -221,6 +221,11 @@ class TaskDataModule(PhaseData):
             share = self.validation_share
             validation = [e for e in train if held_out(e.text, share)]
             train = [e for e in train if not held_out(e.text, share)]
+            if not train:
+                raise UserError(
+                    f"data.validation_share {share} leaves no example of '{self.files['train']}' "
+                    "to train on: name a data.validation file"
+                )
         self.labels = self.labels or self.task.schema(train)
         self.datasets["train"] = self._dataset("train", train, shuffle=True)
         if validation:

@@ -102,10 +102,14 @@ def read_manifest(directory: str | Path) -> Manifest:
     file = Path(directory) / "manifest.json"
     if not file.is_file():
         raise UserError(f"no token store at '{directory}': make it with `ptft_lightning prepare`")
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if content.get("format") != FORMAT:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version = content.get("format")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"'{file}' is not the manifest of a token store: {error}") from error
+    if version != FORMAT:
         raise UserError(
-            f"token store '{directory}' has format {content.get('format')}, this version reads "
+            f"token store '{directory}' has format {version}, this version reads "
             f"{FORMAT}: prepare it again into another directory"
         )
     for split in SPLITS:
@@ -130,8 +134,13 @@ class TokenStore:
         self.directory = Path(directory)
         self.manifest = read_manifest(directory)
         listed: list[Shard] = getattr(self.manifest, split)
+        self.split = split
         # A shard without documents of this split has nothing to place.
         self.shards = [shard for shard in listed if shard.tokens]
+
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path, str]]:
+        """Pickled (for spawned workers) by name: a memory map would travel as its content."""
+        return TokenStore, (self.directory, self.split)
 
     def tokens(self, shard: int) -> Ids:
         """Token ids of a shard, memory-mapped, in the store's dtype."""

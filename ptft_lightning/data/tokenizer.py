@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -52,9 +53,14 @@ class Tokenizer:
         # The largest id decides, not the count: ids may have holes.
         self.size = max(self.raw.get_vocab(with_added_tokens=True).values()) + 1
         self.fingerprint = _fingerprint(text)
-        self.specials = np.array(
-            sorted(i for i, t in self.raw.get_added_tokens_decoder().items() if t.special)
-        )
+        special = {
+            token.content: i
+            for i, token in sorted(self.raw.get_added_tokens_decoder().items())
+            if token.special
+        }
+        self.specials = np.array([*special.values()], np.int64)
+        unknown = ("[UNK]", "<unk>", getattr(self.raw.model, "unk_token", None))
+        self._controls = {name: i for name, i in special.items() if name not in unknown}
         self.round_trips = self.decode(self.encode([PROBE])[0]) == PROBE
 
     @classmethod
@@ -80,9 +86,27 @@ class Tokenizer:
         Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory) / "tokenizer.json").write_text(self.text, encoding="utf-8")
 
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str]]:
+        """Copied and pickled by its text: `tokenizers` forgets that text is never control."""
+        return Tokenizer, (self.text,)
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        return [e.ids for e in self.raw.encode_batch_fast(texts, add_special_tokens=False)]
+        controls = set(self._controls.values())
+        encoded = [e.ids for e in self.raw.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            ids if controls.isdisjoint(ids) else self._encode_apart(text)
+            for text, ids in zip(texts, encoded, strict=True)
+        ]
+
+    def _encode_apart(self, text: str) -> list[int]:
+        """Ids of a text in which the model itself (Unigram, WordLevel) took a written name such as
+        `<mask>` for the token: cut inside each name; what still gives the token is left out."""
+        inside = (f"(?<={re.escape(n[:1])})(?={re.escape(n[1:])})" for n in self._controls)
+        pieces = re.split("|".join(inside), text)
+        encoded = self.raw.encode_batch_fast(pieces, add_special_tokens=False)
+        controls = set(self._controls.values())
+        return [i for e in encoded for i in e.ids if i not in controls]
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -107,6 +131,8 @@ def _load(text: str) -> RawTokenizer:
         raise ValueError(str(error)) from error
     raw.no_padding()
     raw.no_truncation()
+    names = sorted({name for part in PARTS.values() for name in part})
+    raw.add_special_tokens([name for name in names if raw.token_to_id(name) is not None])
     # Text is never control. Not saved with the file, so it is set at every load.
     raw.encode_special_tokens = True
     return raw
@@ -158,6 +184,11 @@ def _wordpiece(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Train
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.decoder = decoders.WordPiece()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=OWN_SPECIALS, show_progress=False
+        vocab_size=size,
+        special_tokens=OWN_SPECIALS,
+        # A character takes up to two ids (first, later in a word): more than half as many
+        # characters, as Chinese has, would overrun the size. The rarest become [UNK].
+        limit_alphabet=size // 2,
+        show_progress=False,
     )
     return raw, trainer

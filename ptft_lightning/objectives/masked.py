@@ -97,7 +97,7 @@ class MaskedHead(PretrainHead):
     def __init__(self, backbone: Backbone, tied: bool) -> None:
         super().__init__()
         self.dense = nn.Linear(backbone.dim, backbone.dim)
-        self.norm = nn.LayerNorm(backbone.dim, eps=1e-5)
+        self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps)
         self.projection = VocabularyProjection(backbone, tied, bias=True)
 
     def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
