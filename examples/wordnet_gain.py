@@ -1,4 +1,4 @@
-"""What was pretraining worth? The quickstart's task from the bundle, from scratch, and bag of words.
+"""What was pretraining worth? The quickstart's task from the bundle, from scratch, bag of words.
 
 For each seed (other training rows, other head, other order): fine-tune from the bundle; train the
 same model from scratch for three times the epochs; fit a bag of words. Prints accuracy on the same
@@ -29,7 +29,7 @@ WAYS = ("from scratch, 3x epochs", "bag of words", "from the bundle")
 def tuned_accuracy(data: Path, run: Path, seed: int, epochs: int, options: list[str]) -> float:
     """Fine-tune with the quickstart's config and return the accuracy on the test file."""
     files = [
-        *("--run_dir", str(run), "--config", CONFIG),
+        *("--config", CONFIG, "--run_dir", str(run)),
         *("--data.train", str(data / "train.jsonl")),
         *("--data.validation", str(data / "validation.jsonl")),
         *("--data.test", str(data / "test.jsonl")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -47,7 +48,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(words[0], words[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

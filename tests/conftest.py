@@ -28,12 +28,12 @@ ENGLISH = (
     "the a of and to in language model data river mountain light small large reads writes learns "
     "token text train slowly quickly green blue water stone bread letter house north winter "
     "music paper window garden silver morning evening question answer number"
-).split()
+)
 CHINESE = "的一是了我不人在他有这个上们来到时大地为子中你说生国年着就那和要她出也得里后自以会"
 
 
 def _english(rng: random.Random) -> str:
-    words = rng.choices(ENGLISH, k=rng.randint(3, 14))
+    words = rng.choices(ENGLISH.split(), k=rng.randint(3, 14))
     return " ".join(words).capitalize() + rng.choice(".!?")
 
 

@@ -19,6 +19,7 @@ from ptft_lightning.tasks.classification import Classification, Pooling
 from ptft_lightning.terms import Output
 
 LENGTH = 16
+torch.set_num_threads(1)  # threads that wait for each other's core cost a hundredfold
 
 
 def backbone(tokenizer: Tokenizer, causal: bool) -> Transformer:

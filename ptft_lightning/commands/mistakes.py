@@ -24,7 +24,9 @@ UNKNOWN_KEY = re.compile(
     r"(?:accept option )?'(?P<key>.+?)'"
 )
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (?P<word>[^\s=]+)")
-WRONG_TYPE = re.compile(r"Expected an? (?!dot import|path)(?P<type>.+?)(?:\. Got value: .*)?$", re.M)
+WRONG_TYPE = re.compile(
+    r"Expected an? (?!dot import|path)(?P<type>.+?)(?:\. Got value: .*)?$", re.M
+)
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>.*)")
 MISSING = re.compile(r"the following arguments are required: (?P<names>.*)")
 CLASS_KEYS = ("class_path", "init_args")
@@ -40,7 +42,7 @@ class Context:
     """What a command knows when its parser complains.
 
     Attributes:
-        options: all of the command's options, dotted.
+        options: all of the command's options: dotted, or with dashes where there are no configs.
         bases: for a key that takes a class, the base of the classes to choose from.
         configs: the config files given, in order.
         args: the words of the command line.
@@ -78,12 +80,17 @@ def explain(error: ParserError, context: Context) -> str:
         if message == before:
             continue
         if match := re.match(r'Parser key "(.+?)"', message):
-            keys, union = [*keys, match[1]], ""
+            inside = match[1].removeprefix(".".join([*keys, ""]))
+            keys, union = [*keys, inside], ""
         elif match := re.match(r"Problem with given class_path '(.+?)'", message):
             owner, union = match[1], ""
         elif message.startswith("Does not validate against any"):
             union = message
     return _say(messages[-1], ".".join(keys), owner, union, context)
+
+
+def _shown(name: str, context: Context) -> str:
+    return f"--{name}" if f"--{name}" in context.options else name
 
 
 def _say(end: str, key: str, owner: str, union: str, context: Context) -> str:
@@ -93,11 +100,13 @@ def _say(end: str, key: str, owner: str, union: str, context: Context) -> str:
     if match := UNKNOWN_WORD.match(end):
         if not match["word"].startswith("--"):
             return f"'{match['word']}' is one word too many: give options as --name value"
-        return _unknown_key(match["word"][2:], key, owner, context)
+        dashes = "--" if "--help" in context.options else ""
+        return _unknown_key(dashes + match["word"][2:], key, owner, context)
     if match := MISSING.match(end):
-        return _missing(match["names"].split(", "), key, owner)
-    place = place_of(key, context)
-    if match := UNKNOWN_CLASS.match(end):
+        names = [_shown(name, context) for name in match["names"].split(", ")]
+        return _missing(names, key, owner)
+    place, key = place_of(key, context), _shown(key, context)
+    if match := UNKNOWN_CLASS.search(f"{end}\n{union}"):
         return f"{place}{key} is '{match['name']}': {_choices(match['name'], key, context)}"
     if types := WRONG_TYPE.findall(union or end):
         value = re.search(r"(?:Got value|Given value): (.*)", f"{end}\n{union}")
@@ -108,17 +117,23 @@ def _say(end: str, key: str, owner: str, union: str, context: Context) -> str:
 
 def _unknown_key(inner: str, key: str, owner: str, context: Context) -> str:
     known = [*_settings(owner), *CLASS_KEYS] if owner else context.options
+    known = [name for name in known if not inner.startswith(f"{name}.")]
     prefix = f"{key}." if key else ""
     close = get_close_matches(inner, known, n=1)
-    if not close:  # perhaps a part that holds others
-        inner, *_ = inner.split(".")
-        close = get_close_matches(inner, {name.partition(".")[0] for name in known}, n=1)
+    heads = {name.partition(".")[0] for name in known}
+    head, *_ = inner.split(".")
+    if not close and head not in heads:  # perhaps it holds others, whose names are right
+        inner, close = head, get_close_matches(head, heads, n=1)
     place = place_of(prefix + inner, context)
+    said = f"{place}unknown {'option' if inner[:2] == '--' else 'key'} '{prefix}{inner}'"
     if close:
-        return f"{place}unknown key '{prefix}{inner}': did you mean '{prefix}{close[0]}'?"
-    here = sorted({name.partition(".")[0] for name in known} - set(CLASS_KEYS))
-    listed = f"known here: {', '.join(here)}" if len(here) <= MANY else "--help lists all"
-    return f"{place}unknown key '{prefix}{inner}': {listed}"
+        return f"{said}: did you mean '{prefix}{close[0]}'?"
+    if any(owner.endswith(f".{base.__name__}") for base in context.bases.values()):
+        return f"{said}: give --{key} before it, {_choices('', key, context)}"
+    beside = [name for name in known if name.startswith(f"{head}.")] or sorted(heads)
+    listed = [name for name in beside if name not in CLASS_KEYS]
+    listing = f"known here: {', '.join(listed)}" if len(listed) <= MANY else "--help lists all"
+    return f"{said}: {listing}"
 
 
 def _settings(owner: str) -> list[str]:
@@ -133,8 +148,10 @@ def _settings(owner: str) -> list[str]:
 
 
 def _missing(names: list[str], key: str, owner: str) -> str:
+    if names == ["fit.data", "fit.model"]:
+        return "what to train? give --config FILE, or --model and --data"
     prefix = f"{key}." if key else ""
-    listed = " and ".join(f"{prefix}{name.removeprefix('fit.')}" for name in names)
+    listed = " and ".join(prefix + name for name in names)
     by = f": {owner.rpartition('.')[2]} needs it" if owner else ""
     return f"{listed} {'is' if len(names) == 1 else 'are'} missing{by}"
 
@@ -142,14 +159,14 @@ def _missing(names: list[str], key: str, owner: str) -> str:
 def _choices(name: str, key: str, context: Context) -> str:
     base = context.bases.get(key.rpartition(".")[2])
     classes = sorted(c.__name__ for c in _subclasses(base)) if base is not None else []
-    close = get_close_matches(name, classes, n=1)
-    if close:
-        return f"no such class, did you mean '{close[0]}'?"
-    return f"no such class, choose from {', '.join(classes)}" if classes else "no such class"
+    if close := get_close_matches(name, classes, n=1):
+        return f"did you mean '{close[0]}'?"
+    return f"expected {' or '.join(classes)}" if classes else "there is no such class"
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for child in base.__subclasses__():
+    children: list[type] = base.__subclasses__()
+    for child in children:
         yield child
         yield from _subclasses(child)
 
@@ -157,6 +174,7 @@ def _subclasses(base: type) -> Iterator[type]:
 def _plain(types: list[str]) -> list[str]:
     """Types as a person writes them, each once."""
     plain = [re.sub(r"<class '(?:.*\.)?(.+?)'>", r"\1", t) for t in types]
+    plain = ["a list such as [a, b]" if t == "list" else t for t in plain]
     plain = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", t) for t in plain]
     return list(dict.fromkeys(t for t in plain if t != "NoneType"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,17 @@ def bundle_of(ckpt_path: str | None, run_dir: Path) -> str:
 
 def config_of(command: str, args: list[str]) -> list[str]:
     """Commands after a fit need no config: the run's own is read from its directory."""
-    named = any(a in ("-c", "--config", "-h", "--help") or a.startswith("--config=") for a in args)
-    if command == "fit" or named:
+    words = [word.partition("=")[0] for word in args]
+    if command == "fit" or not {"-c", "--config", "-h", "--help", "--model"}.isdisjoint(words):
         return args
     run_dir = _value(args, "--run_dir")
-    file = Path(run_dir or "") / "config.yaml"
-    if run_dir is None or not file.is_file():
-        return args
+    if run_dir is None:
+        raise UserError(
+            f"{command} needs a finished run (--run_dir DIR) or a config (--config FILE)"
+        )
+    file = Path(run_dir) / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"no run in '{run_dir}': it has no config.yaml; give another --run_dir")
     content = yaml.safe_load(file.read_text())
     kept = {key: content[key] for key in SHARED_KEYS}
     kept["trainer"].pop("logger", None)
@@ -95,10 +100,10 @@ def config_of(command: str, args: list[str]) -> list[str]:
 
 def config_files(args: list[str]) -> list[str]:
     """The files that --config names, in order."""
-    pairs = zip(args, [*args[1:], ""], strict=True)
-    named = [value for word, value in pairs if word in ("-c", "--config")]
-    named += [word.partition("=")[2] for word in args if word.startswith("--config=")]
-    return [file for file in named if file]
+    named = []
+    for word, value in pairwise(args):
+        named += [value] if word in ("-c", "--config") else []
+    return named + [word.partition("=")[2] for word in args if word.startswith("--config=")]
 
 
 def _value(args: list[str], name: str) -> str | None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
+
+from ptft_lightning.commands.mistakes import Context, ParserError, explain
+from ptft_lightning.errors import UserError
 
 
 class OneLineParser(ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Print the mistake, exit with code 2."""
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(2)
+        """Say what is wrong in one line."""
+        error = ParserError(message)
+        error.__cause__ = ex
+        named = [[o for o in a.option_strings if o.startswith("--")] for a in self._actions]
+        options = [(n or [a.dest])[0] for n, a in zip(named, self._actions, strict=True)]
+        raise UserError(explain(error, Context(options, {})))
 
 
 def run_tool(name: str, function: Callable[..., None], args: list[str], positional: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -14,9 +15,10 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
@@ -45,7 +47,8 @@ from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.audit import Audit
 from ptft_lightning.modules.checkpoints import Checkpoints
-from ptft_lightning.modules.csv_metrics import CsvMetrics
+from ptft_lightning.modules.csv_metrics import ForgetRedone
+from ptft_lightning.modules.cpu_memory import keep_freed_memory
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.phase import PhaseModule
@@ -92,8 +95,11 @@ class SaveConfig(SaveConfigCallback):
     """The whole config: config.yaml in the run directory, and in every logger."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write on rank 0, when training starts."""
-        if stage != "fit" or not trainer.is_global_zero or cast(Any, trainer).fast_dev_run:
+        """Too early: what is wrong may still come to light, and an earlier config would be lost."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write on rank 0."""
+        if not trainer.is_global_zero or cast(Any, trainer).fast_dev_run:
             return
         text = self.parser.dump(self.config, skip_none=False, format="yaml")
         run_dir = Path(self.config["run_dir"])
@@ -151,8 +157,22 @@ class CLI(LightningCLI):
         """Bring to light what a class refused."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
-            raise buried(error) or UserError(one_line(str(error))) from error
+        except ValueError as error:
+            raise buried(error) or error from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError:
+            self._end_children()
+            raise
+
+    def _end_children(self) -> None:
+        """Before the other ranks complain that this one went away."""
+        launcher = self.trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+            launcher.procs.clear()  # or Lightning kills this process, too
 
     @property
     def options(self) -> Namespace:
@@ -175,8 +195,11 @@ class CLI(LightningCLI):
                 refuse_finished(run_dir, fast=bool(options.trainer.fast_dev_run))
             return
         options.trainer.logger = False
+        phase_two = "FinetuneModule" in options.model.class_path
+        if self.subcommand == "predict" and not phase_two:
+            raise UserError("predict needs a phase-two run: give --run_dir of a FinetuneModule's")
         model = options.model.init_args
-        if model.init_from is None or "FinetuneModule" in options.model.class_path:
+        if model.init_from is None or phase_two:
             model.init_from = bundle_of(options.ckpt_path, run_dir)
         model.backbone = None
         options.ckpt_path = None
@@ -193,9 +216,9 @@ class CLI(LightningCLI):
         checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
         checkpoints.run_dir = run_dir
         self.preempt = Preempt(checkpoints)
-        callbacks = [self.preempt, TrainingProgress()]
-        if self.datamodule.audit is not None:
-            callbacks.append(Audit(self.datamodule.audit))
+        # The audit comes first: a checkpoint must not know a step that the audit does not.
+        audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
+        callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress()]
         given = options.callbacks or []
         options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         plugins = options.plugins or []
@@ -204,21 +227,22 @@ class CLI(LightningCLI):
         options.default_root_dir = options.default_root_dir or str(run_dir)
         fitting = self.subcommand == "fit" and not options.fast_dev_run
         options.logger = build_loggers(options.logger, run_dir) if fitting else False
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            given = ", ".join(f"{k} {options[k]!r}" for k in ("accelerator", "devices", "strategy"))
+            raise UserError(f"trainer ({given}): {one_line(str(error))}") from error
 
     def before_fit(self) -> None:
-        """Drop metrics of steps that a resume will do again."""
+        """Say where the run goes on."""
         if self.options.ckpt_path is not None and global_rank() == 0:
-            step = int(Path(self.options.ckpt_path).stem.rpartition("=")[2])
             say(f"resuming from '{self.options.ckpt_path}'")
-            for logger in self.trainer.loggers:
-                if isinstance(logger, CsvMetrics):
-                    logger.forget_after(step)
 
     def after_fit(self) -> None:
         """Tell a preempted run's end from a finished one's."""
         if self.preempt.stopped:
-            sys.exit(EXIT_CODE)
+            # Lightning kills a process whose child ended in anything but 0.
+            sys.exit(EXIT_CODE if self.trainer.local_rank == 0 else 0)
         if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
             say(f"done: {Path(self.options.run_dir) / 'bundle'}")
 
@@ -243,8 +267,6 @@ class CLI(LightningCLI):
 
     def predict(self, model: FinetuneModule, **kwargs: Any) -> None:
         """Predict, and write one JSON line per example in the order of the file."""
-        if not isinstance(model, FinetuneModule):
-            raise UserError("predict needs a phase-two model (FinetuneModule)")
         kwargs.pop("return_predictions", None)
         mine = self.trainer.predict(model, return_predictions=True, **kwargs) or []
         parts: list[Any] = [mine]
@@ -282,7 +304,8 @@ def global_rank() -> int:
 
 def quieten() -> None:
     """Leave out what a user can do nothing about."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
         "LightningCLI's args parameter",  # main(args) is called on purpose
         "`isinstance(treespec, LeafSpec)`",  # Lightning 2.6.6 under torch 2.13
@@ -298,6 +321,7 @@ def quieten() -> None:
 def run(command: str, args: list[str]) -> None:
     """The command line's way in."""
     quieten()
+    keep_freed_memory()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     CLI(
         PhaseModule,

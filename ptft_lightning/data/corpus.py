@@ -216,7 +216,7 @@ class CorpusDataModule(PhaseData):
     def identity(self) -> dict[str, Any]:
         """What decides the content of each sample."""
         return {
-            "store": read_manifest(self.store).fingerprint,
+            "store": self.train_rows.store.manifest.fingerprint,
             "layout": self.layout,
             "length": self.length,
             "seed": self.seed,

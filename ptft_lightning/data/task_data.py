@@ -5,6 +5,8 @@ A sample is an example. Each micro-batch is packed anew, so that neighbours chan
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +18,7 @@ from ptft_lightning.data.examples import Columns, Encoded, Example, read_example
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Ids, best_fit
 from ptft_lightning.data.prepare import held_out
-from ptft_lightning.data.sample_order import Numbers, Order, Segments, random_key
+from ptft_lightning.data.sample_order import Numbers, Order, Segments
 from ptft_lightning.data.steps import Slots
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
@@ -59,6 +61,12 @@ class ExampleDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every example's tokens and targets, in order."""
+        digest = hashlib.blake2b(_hash_examples(self.examples).tobytes(), digest_size=8)
+        return digest.hexdigest()
 
     def __getitem__(self, slots: Slots) -> Batch:
         _, at = self.order.place(np.maximum(slots.numbers, 0))
@@ -273,10 +281,8 @@ class TaskDataModule(PhaseData):
 
     def identity(self) -> dict[str, Any]:
         """What decides the content and order of the examples."""
-        encoded = self.datasets["train"].examples
-        content = random_key(*(random_key(*e.tokens) for e in encoded))
         return {
-            "examples": content,
+            "examples": self.datasets["train"].fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "max_length": self.max_length,
             "seed": self.seed,

@@ -170,7 +170,7 @@ class TokenStore:
             file = self.directory / f"{shard.name}.{kind}.npy"
             try:
                 array = np.load(file, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise UserError(f"token store shard '{file}' cannot be read: {error}") from error
             if len(array) != length:
                 raise UserError(

@@ -61,6 +61,9 @@ class Tokenizer:
         self.specials = np.array([*special.values()], np.int64)
         unknown = ("[UNK]", "<unk>", getattr(self.raw.model, "unk_token", None))
         self._controls = {name: i for name, i in special.items() if name not in unknown}
+        named = self.raw.encode_batch_fast([*self._controls], add_special_tokens=False)
+        # True of models such as Unigram, whose own vocabulary holds the names.
+        self._takes_names = any(not set(self._controls.values()).isdisjoint(e.ids) for e in named)
         self.round_trips = self.decode(self.encode([PROBE])[0]) == PROBE
 
     @classmethod
@@ -92,16 +95,18 @@ class Tokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        controls = set(self._controls.values())
         encoded = [e.ids for e in self.raw.encode_batch_fast(texts, add_special_tokens=False)]
+        if not self._takes_names:
+            return encoded
+        controls = set(self._controls.values())
         return [
             ids if controls.isdisjoint(ids) else self._encode_apart(text)
             for text, ids in zip(texts, encoded, strict=True)
         ]
 
     def _encode_apart(self, text: str) -> list[int]:
-        """Ids of a text in which the model itself (Unigram, WordLevel) took a written name such as
-        `<mask>` for the token: cut inside each name; what still gives the token is left out."""
+        """Ids of a text in which the model took a written name such as `<mask>` for the token: cut
+        inside each name; what still gives the token is left out."""
         inside = (f"(?<={re.escape(n[:1])})(?={re.escape(n[1:])})" for n in self._controls)
         pieces = re.split("|".join(inside), text)
         encoded = self.raw.encode_batch_fast(pieces, add_special_tokens=False)

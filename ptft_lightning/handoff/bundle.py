@@ -53,7 +53,10 @@ class Bundle:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the model was trained with."""
-        return Tokenizer(self._tokenizer_text)
+        try:
+            return Tokenizer(self._tokenizer_text)
+        except ValueError as error:
+            raise UserError(f"'{self.path}' has a broken tokenizer: {error}") from error
 
     def names(self) -> list[str]:
         """Names of all tensors."""
@@ -81,7 +84,7 @@ class _DirectoryBundle(Bundle):
         super().__init__(
             str(directory),
             _json(directory / "config.json"),
-            (directory / "tokenizer.json").read_text(encoding="utf-8"),
+            _text(directory / "tokenizer.json"),
             _json(lineage) if lineage.is_file() else {},
         )
 
@@ -162,9 +165,15 @@ def open_bundle(path: str | Path) -> Bundle:
     )
 
 
+def _text(file: Path) -> str:
+    if not file.is_file():
+        raise UserError(f"'{file}' is missing: the bundle is not whole")
+    return file.read_text(encoding="utf-8")
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"'{file}' is not JSON: {error}") from error
     return content
@@ -183,14 +192,18 @@ def write_bundle(
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    contents = {"config.json": {"format": FORMAT, **config}, "lineage.json": lineage}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, str(temporary / "model.safetensors"), metadata={"format": "pt"})
-    tokenizer.save(temporary)
-    for name, content in (("config.json", {"format": FORMAT, **config}), ("lineage.json", lineage)):
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_atomically(temporary / name, text.encode())
-    write_atomically(temporary / "README.md", card.encode())
-    replace_directory(temporary, target)
+    try:
+        save_file(contiguous, str(temporary / "model.safetensors"), metadata={"format": "pt"})
+        tokenizer.save(temporary)
+        for name, content in contents.items():
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            write_atomically(temporary / name, text.encode())
+        write_atomically(temporary / "README.md", card.encode())
+        replace_directory(temporary, target)
+    finally:  # a full disk is not filled further
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_directory(temporary: Path, target: Path) -> None:

@@ -66,11 +66,17 @@ class Checkpoints(Callback):
         self.run_dir = Path("runs/default")  # set by the command line
         self.best: float | None = None
         self.saved_step = -1
+        self.unfinished = False  # set when the run stops before its end and is to be resumed
 
     @property
     def directory(self) -> Path:
         """Where checkpoints go."""
         return self.run_dir / "checkpoints"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove what a save left behind that was killed."""
+        for path in self.directory.glob(".*step=*") if trainer.is_global_zero else []:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def state_dict(self) -> dict[str, Any]:
         """The best metric so far."""
@@ -91,7 +97,7 @@ class Checkpoints(Callback):
         """Save when due, unless a validation follows this step: then after it, so that a resume
         does not skip it."""
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and self._due(trainer) and not self._validation_follows(trainer, batch_idx):
+        if stepped and self._due(trainer) and not self.validation_follows(trainer, batch_idx):
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -99,7 +105,7 @@ class Checkpoints(Callback):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         self._keep_best(trainer, cast(PhaseModule, pl_module))
-        if self._due(trainer):
+        if self._due(trainer) or trainer.should_stop:
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -109,8 +115,7 @@ class Checkpoints(Callback):
             return
         if self.saved_step != trainer.global_step:
             self.save(trainer)
-        finished = trainer.global_step >= trainer.max_steps
-        if finished and (module.phase == "pretrain" or self.best is None):
+        if not self.unfinished and (module.phase == "pretrain" or self.best is None):
             self._write_bundle(trainer, module)
 
     def _due(self, trainer: L.Trainer) -> bool:
@@ -121,7 +126,8 @@ class Checkpoints(Callback):
             and step not in (0, self.saved_step)
         )
 
-    def _validation_follows(self, trainer: L.Trainer, batch_idx: int) -> bool:
+    def validation_follows(self, trainer: L.Trainer, batch_idx: int) -> bool:
+        """Whether a validation comes between this step and the next."""
         every = trainer.val_check_interval
         has = trainer.enable_validation and bool(trainer.val_dataloaders)
         return has and isinstance(every, int) and (batch_idx + 1) % every == 0
@@ -173,9 +179,9 @@ class Checkpoints(Callback):
         place = self.run_dir / "bundle"
         if checkpoint is not None:
             place = checkpoint.with_name(checkpoint.name + ".bundle")
-        tensors = module.gather_state()
+        tensors, lineage = module.gather_state(), module.lineage()
         if trainer.is_global_zero:
-            config, lineage = module.bundle_config(), module.lineage()
+            config = module.bundle_config()
             card = model_card(config, lineage)
             write_bundle(place, config, module.data.tokenizer, tensors, lineage, card)
         trainer.strategy.barrier()

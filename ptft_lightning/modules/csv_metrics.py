@@ -7,7 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import Logger
 
 
@@ -77,3 +79,13 @@ class CsvMetrics(Logger):
             writer.writeheader()
             writer.writerows(self.rows[s] for s in sorted(self.rows))
         temporary.replace(self.file)
+
+
+class ForgetRedone(Callback):
+    """Drop the rows of steps that a resume does again, once it is sure that training starts."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See the class."""
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, CsvMetrics):
+                logger.forget_after(trainer.global_step)

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ptft_lightning.backbones.base import Backbone, initial_value
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
 from ptft_lightning.data.batch import Batch
+from ptft_lightning.errors import UserError
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.tasks.base import TaskHead
 from ptft_lightning.terms import Output
@@ -75,6 +76,9 @@ def fill(
 
     Returns:
         The names of the parameters that are new.
+
+    Raises:
+        UserError: a stored value has another shape.
     """
     net.to_empty(device=device)
     new = []
@@ -84,6 +88,11 @@ def fill(
             if value is None:
                 new.append(name)
                 value = initial_value(name, parameter.shape, len(net.backbone.layers), seed)
+            if value.shape != parameter.shape:
+                raise UserError(
+                    f"tensor '{name}' has shape {tuple(value.shape)} in the bundle, the model "
+                    f"needs {tuple(parameter.shape)}"
+                )
             value = value.to(device=device, dtype=parameter.dtype)
             if isinstance(parameter, DTensor):
                 # Every rank has the same value: no communication is needed.

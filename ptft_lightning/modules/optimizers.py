@@ -36,6 +36,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise UserError(f"optimizer.lr is {self.lr}: give a positive number")
+        if self.warmup < 0:
+            raise UserError(f"optimizer.warmup is {self.warmup}: give a share or a number of steps")
         for name in ("final", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}: give 0 to 1")
@@ -58,7 +60,7 @@ def _shape(config: OptimizerConfig, done: float, span: int, total: int) -> float
     if config.schedule == "linear":
         return 1 - done
     if config.schedule == "wsd":
-        falling = max(config.decay * total / span, 1e-9)
+        falling = min(1.0, max(config.decay * total / span, 1e-9))
         return min(1.0, (1 - done) / falling)
     return 1.0
 

@@ -100,9 +100,10 @@ class PhaseModule(L.LightningModule):
         if isinstance(strategy, ModelParallelStrategy):
             shard(self.net, self._mesh(strategy))
         new = fill(self.net, strategy.root_device, self.stored, self.seed)
+        unused = self._unused(new)
         self.built = True
         if self.trainer.is_global_zero:
-            self._report(new)
+            self._report(new, unused)
 
     def _mesh(self, strategy: ModelParallelStrategy) -> DeviceMesh:
         mesh = strategy.device_mesh["data_parallel"]
@@ -113,12 +114,28 @@ class PhaseModule(L.LightningModule):
             )
         return mesh
 
-    def _report(self, new: list[str]) -> None:
+    def _unused(self, new: list[str]) -> list[str]:
+        """The bundle's tensors that found no place; those of a loaded backbone must."""
+        if self.bundle is None:
+            return []
+        placed = {name for name, _ in self.net.named_parameters()}.difference(new)
+        unused = [name for name in self.bundle.names() if name not in placed]
+        lost = [name for name in unused if name.startswith("backbone.")]
+        if placed and lost:
+            raise UserError(
+                f"the bundle '{self.bundle.path}' has tensors its config has no place for: "
+                f"{', '.join(lost)}"
+            )
+        return unused
+
+    def _report(self, new: list[str], unused: list[str]) -> None:
         total = sum(p.numel() for p in self.net.parameters())
         trained = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
         say(f"model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained")
         if self.bundle is not None:
-            say(f"loaded from '{self.bundle.path}'; new: {', '.join(new) if new else 'nothing'}")
+            listed = {"new": new, "unused": unused}
+            parts = [f"{what}: {', '.join(names) or 'nothing'}" for what, names in listed.items()]
+            say(f"loaded from '{self.bundle.path}'; {'; '.join(parts)}")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Fused AdamW; under a gradient scaler the fused form would unscale behind clipping."""
@@ -162,9 +179,7 @@ class PhaseModule(L.LightningModule):
         """Clip by norm. Lightning 2.6.6 refuses this for fused optimizers in mixed precision
         (pytorch-lightning#21435), and does not keep the norm."""
         if gradient_clip_algorithm not in (None, "norm"):
-            raise UserError(
-                f"trainer.gradient_clip_algorithm is '{gradient_clip_algorithm}': only 'norm'"
-            )
+            raise UserError("trainer.gradient_clip_algorithm: only 'norm' is supported")
         parameters = [p for p in self.net.parameters() if p.grad is not None]
         if gradient_clip_val:
             norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
@@ -248,12 +263,13 @@ class PhaseModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Embed what is needed to start another phase from the checkpoint alone."""
+        lineage = self.lineage()
         checkpoint[CHECKPOINT_KEY] = {
             "config": {"format": 1, **self.bundle_config()},
             "tokenizer": self.data.tokenizer.text,
-            "lineage": self.lineage(),
+            "lineage": lineage,
         }
-        checkpoint["tokens_seen"] = self.tokens_seen
+        checkpoint["tokens_seen"] = lineage["tokens"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; repair what Lightning restores wrongly."""
@@ -274,7 +290,10 @@ class PhaseModule(L.LightningModule):
         correct_batch_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
     def lineage(self) -> dict[str, Any]:
-        """Facts of this run for lineage.json."""
+        """Facts of this run for lineage.json; every rank must call it."""
+        # Those since the last report are still in the meter.
+        unreported = torch.tensor(self.train_meter.tokens, device=self.device)
+        unreported = self.trainer.strategy.reduce(unreported, reduce_op="sum")
         parents = []
         if self.bundle is not None:
             parents.append(
@@ -288,7 +307,7 @@ class PhaseModule(L.LightningModule):
         return {
             "steps": self.global_step,
             "samples": self.data.segments.span(self.global_step)[0],
-            "tokens": self.tokens_seen,
+            "tokens": self.tokens_seen + int(unreported),
             "parameters": sum(p.numel() for p in self.net.parameters()),
             "seed": self.seed,
             "data": self.data.identity(),

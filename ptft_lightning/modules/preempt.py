@@ -52,9 +52,20 @@ class Preempt(Callback):
             return
         if not self._any_noted(trainer, pl_module.device):
             return
+        self.noted = True
         if trainer.global_step != self.checkpoints.saved_step:
             self.checkpoints.save(trainer)
-        trainer.should_stop = self.stopped = True
+        if not self.checkpoints.validation_follows(trainer, batch_idx):
+            trainer.limit_val_batches = 0  # Lightning would validate before it stops
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop after a validation that was due, which a resume would skip; Checkpoints saves."""
+        if self.checkpoints.saved_step == trainer.global_step and self.noted:
+            self._stop(trainer)
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        trainer.should_stop = self.stopped = self.checkpoints.unfinished = True
         if trainer.is_global_zero:
             say(f"told to end: saved step {trainer.global_step}, resume with --ckpt_path last")
 

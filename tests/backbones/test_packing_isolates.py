@@ -134,4 +134,3 @@ def test_padding_gives_finite_gradients() -> None:
     for name, p in backbone.named_parameters():
         assert p.grad is not None, name
         assert not p.grad.any(), name
-

@@ -184,9 +184,21 @@ def test_bert(padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def causal_batch(tokens: np.ndarray[Any, Any]) -> Batch:
-    targets = {"labels": tokens}  # any labels: the logits at all positions are compared
-    return build_batch(tokens, np.ones_like(tokens), np.arange(len(tokens)), targets, len(tokens))
+def assert_same_causal(net: PretrainNet, peer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits at all positions, and the loss of a stream without a break."""
+    stream = np.random.default_rng(1).integers(0, VOCABULARY, (3, LENGTH + 1))
+    ones, numbers = np.ones_like(stream), np.arange(3)
+    tokenizer: Any = None  # not needed
+    tokens, targets = causal.CausalLM().make(stream, ones, numbers, 0, tokenizer)
+    batch = build_batch(tokens, ones[:, :-1], numbers, targets, 3)
+    whole = torch.from_numpy(stream)
+    with torch.no_grad():
+        theirs = peer(input_ids=whole, labels=whole)
+    logits, loss = logits_of(net, batch, causal, monkeypatch)
+    wanted = theirs.logits[:, :-1].flatten(0, 1)
+    assert wanted.std() > 1
+    torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(loss, theirs.loss, atol=1e-4, rtol=0)
 
 
 def test_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +209,7 @@ def test_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
             n_layer=DEPTH,
             n_head=HEADS,
             n_inner=FFN,
-            n_positions=LENGTH,
+            n_positions=LENGTH + 1,
             bos_token_id=0,
             eos_token_id=0,
         )
@@ -210,18 +222,14 @@ def test_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
             depth=DEPTH,
             heads=HEADS,
             hidden_dim=FFN,
-            max_length=LENGTH,
+            max_length=LENGTH + 1,
             causal=True,
             activation="gelu_tanh",
             positions="learned",
         ),
     )
     copy_weights(net, peer, GPT2)
-    batch = causal_batch(np.random.default_rng(1).integers(0, VOCABULARY, (3, LENGTH)))
-    with torch.no_grad():
-        wanted = peer(input_ids=batch.tokens).logits.flatten(0, 1)
-    logits, _ = logits_of(net, batch, causal, monkeypatch)
-    torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
+    assert_same_causal(net, peer, monkeypatch)
 
 
 def test_llama(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,8 +264,4 @@ def test_llama(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     )
     copy_weights(net, peer, LLAMA)
-    batch = causal_batch(np.random.default_rng(2).integers(0, VOCABULARY, (3, LENGTH)))
-    with torch.no_grad():
-        wanted = peer(input_ids=batch.tokens).logits.flatten(0, 1)
-    logits, _ = logits_of(net, batch, causal, monkeypatch)
-    torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
+    assert_same_causal(net, peer, monkeypatch)

@@ -1,0 +1,127 @@
+"""The gradient of one optimizer step under a given split of its work; also a script for ranks.
+
+`torchrun -m ranks.gradients SETUP.json OUT.pt` takes one step per case and strategy on all its
+ranks and writes what rank 0 saw.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
+from ranks import tiny
+from torch import Tensor, nn
+
+from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.packing import Ids
+from ptft_lightning.data.sample_order import Numbers
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+from ptft_lightning.modules.checkpoints import Checkpoints
+from ptft_lightning.objectives.base import PretrainHead
+from ptft_lightning.objectives.causal import CausalLM
+from ptft_lightning.objectives.masked import MaskedHead, MaskedLM
+from ptft_lightning.terms import IGNORE, Output, Term
+from ptft_lightning.tuning.frozen import Frozen
+
+GLOBAL = 7  # no number of ranks or micro-batches divides it
+CASES = ("causal", "masked", "two_terms", "classification", "frozen")
+
+
+class MaskedAndLong(MaskedLM):
+    """Masked tokens, and at each document's begin whether it is long: as many as documents."""
+
+    name = "masked_and_long"
+
+    def make(
+        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+    ) -> tuple[Ids, dict[str, Ids]]:
+        hidden, targets = super().make(tokens, documents, samples, seed, tokenizer)
+        numbers = documents[:, :-1]
+        sizes = (numbers[:, :, None] == numbers[:, None, :]).sum(-1)
+        begins = np.diff(numbers, axis=1, prepend=0) > 0
+        targets["long"] = np.where(begins, sizes > 12, IGNORE)
+        return hidden, targets
+
+    def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
+        return MaskedAndLongHead(backbone, tied)
+
+
+class MaskedAndLongHead(MaskedHead):
+    def __init__(self, backbone: Backbone, tied: bool) -> None:
+        super().__init__(backbone, tied)
+        self.long = nn.Linear(backbone.dim, 2)
+
+    def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
+        output = super().forward(hidden, batch, embedding)
+        labels = batch.targets["long"].flatten()
+        logits = self.long(hidden).flatten(0, 1)
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        output.terms["long"] = Term(total, (labels != IGNORE).sum(), nominal=4.0, weight=0.5)
+        return output
+
+
+def one_step(
+    case: str, micro: int, setup: dict[str, str], row: int = tiny.LENGTH, **trainer: Any
+) -> dict[str, Any]:
+    """Gradient, reported loss and gradient norm of the first step; examples in rows of `row`."""
+    sizes = {"global_batch_size": GLOBAL, "micro_batch_size": micro}
+    if case in ("classification", "frozen"):
+        module: Any = tiny.finetune(tuning=Frozen() if case == "frozen" else None)
+        sizes["max_length"] = row
+        data: Any = tiny.examples(Path(setup["examples"]), Path(setup["tokenizer"]), **sizes)
+    else:
+        objective = {"causal": CausalLM(), "masked": MaskedLM(0.3), "two_terms": MaskedAndLong(0.3)}
+        module = tiny.pretrain(objective[case])
+        data = tiny.corpus(Path(setup["store"]), Path(setup["tokenizer"]), **sizes)
+    seen = tiny.Gradients()
+    callbacks = [seen, *trainer.pop("callbacks", [])]
+    tiny.fit(module, data, steps=1, callbacks=callbacks, **trainer)
+    return {
+        "initial": seen.initial,
+        "gradient": seen.steps[0],
+        "loss": module.train_values["train_loss"],
+        "grad_norm": module.train_values["grad_norm"],
+        "parameters": tiny.parameters(module),
+    }
+
+
+def on_all_ranks(setup: dict[str, str]) -> dict[str, Any]:
+    """Every case with both strategies; more of FSDP2 where it needs several ranks."""
+    results: dict[str, Any] = {}
+    for strategy in ("ddp", "fsdp2"):
+        for case in CASES:
+            for micro in (4, 3):  # 3: one rank's second micro-batch is empty
+                key = f"{strategy}-{case}-{micro}"
+                results[key] = one_step(case, micro, setup, strategy=strategy, devices=2)
+
+    checkpoints = Checkpoints()
+    checkpoints.run_dir = Path(setup["run_dir"])
+    options: dict[str, Any] = {"devices": 2, "strategy": "fsdp2", "callbacks": [checkpoints]}
+    results["sharded"] = one_step("masked", 4, setup, **options)
+
+    for strategy in ("ddp", "fsdp2"):
+        mixed = {"precision": "bf16-mixed", "gradient_clip_val": 0.01, "devices": 2}
+        results[f"{strategy}-mixed"] = one_step("causal", 4, setup, strategy=strategy, **mixed)
+
+    try:
+        # Lightning's own choice for one node: no data parallelism at all.
+        one_step("masked", 4, setup, strategy=ModelParallelStrategy(), devices=2)
+        results["refusal"] = "none"
+    except UserError as refusal:
+        results["refusal"] = str(refusal)
+    return results
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    outcome = on_all_ranks(json.loads(Path(sys.argv[1]).read_text()))
+    if torch.distributed.get_rank() == 0:
+        torch.save(outcome, sys.argv[2])

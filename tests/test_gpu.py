@@ -1,0 +1,44 @@
+"""What only a CUDA device can show; run by `make test-gpu`."""
+
+import json
+
+import pytest
+import torch
+
+from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
+from ptft_lightning.cli import main
+from ptft_lightning.data.batch import positions_of
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_rows_on_the_gpu_equal_the_cpu(causal):
+    shape = TransformerConfig(dim=64, depth=2, heads=2, max_length=64, causal=causal)
+    torch.manual_seed(0)
+    backbone = Transformer(shape, 100).eval()
+    tokens = torch.randint(5, 100, (3, 64))
+    documents = torch.tensor([[1] * 20 + [2] * 30 + [0] * 14, [1] * 64, [1] * 5 + [2] * 59])
+    positions = torch.from_numpy(positions_of(documents.numpy()))
+    here = backbone(tokens, documents, positions)
+    there = backbone.cuda()(tokens.cuda(), documents.cuda(), positions.cuda()).cpu()
+    real = documents > 0
+    torch.testing.assert_close(there[real], here[real], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_fit_on_the_gpu(tmp_path, store, bpe_path, precision):
+    main(
+        [
+            *("fit", "--model", "PretrainModule", "--model.objective", "CausalLM"),
+            *("--model.backbone.dim", "32", "--model.backbone.heads", "2"),
+            *("--model.backbone.causal", "true"),
+            *("--data", "CorpusDataModule", "--data.store", str(store), "--data.length", "32"),
+            *("--data.tokenizer", str(bpe_path), "--run_dir", str(tmp_path / "run")),
+            *("--trainer.accelerator", "gpu", "--trainer.devices", "1"),
+            *("--trainer.max_steps", "3", "--trainer.precision", precision),
+            *("--trainer.logger", "false", "--trainer.log_every_n_steps", "1"),
+        ]
+    )
+    lineage = json.loads((tmp_path / "run" / "bundle" / "lineage.json").read_text())
+    assert lineage["steps"] == 3

@@ -1,0 +1,387 @@
+"""A run that was stopped and resumed equals one that was not: samples, losses, weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faults.kit import (
+    assert_same_weights,
+    call,
+    child_of,
+    done,
+    finetune,
+    finish,
+    kill_at,
+    launch,
+    pretrain,
+    read_audit,
+    read_metrics,
+    wait_for_lines,
+    weights,
+    words,
+    write_examples,
+)
+
+from ptft_lightning.cli import main
+from ptft_lightning.modules.preempt import EXIT_CODE
+
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, store: Path, bpe_path: Path) -> Path:
+    """A phase-one run to start phase two from."""
+    run_dir = tmp_path_factory.mktemp("bundle") / "run"
+    done(words("fit", pretrain(run_dir, store, bpe_path, trainer__max_steps=2)))
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("examples"))
+
+
+@pytest.fixture
+def options(request: pytest.FixtureRequest, tmp_path: Path, **more: Any) -> Any:
+    """`options(run, **more)` of the phase that the test is parametrised with."""
+    phase = request.param
+
+    def make(run: str, **more: Any) -> dict[str, Any]:
+        if phase == "pretrain":
+            at = [request.getfixturevalue(name) for name in ("store", "bpe_path")]
+            return pretrain(tmp_path / run, *at, **{"trainer__max_steps": STEPS, **more})
+        at = [request.getfixturevalue(name) for name in ("bundle", "examples")]
+        return finetune(tmp_path / run, *at, **{"trainer__max_epochs": STEPS // 5, **more})
+
+    return make
+
+
+both_phases = pytest.mark.parametrize("options", ["pretrain", "finetune"], indirect=True)
+phase_one = pytest.mark.parametrize("options", ["pretrain"], indirect=True)
+
+
+def resume(options: dict[str, Any], **environment: str) -> Any:
+    return call(words("fit", options | {"ckpt_path": "last"}), **environment)
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    """Samples, their content, losses, learning rates, gradients, validations, final weights."""
+    assert read_audit(one) == read_audit(other)
+    assert read_metrics(one) == read_metrics(other)
+    assert_same_weights(one, other)
+
+
+# SIGKILL.
+
+
+@both_phases
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_resumes_to_the_same_bits(options, tmp_path, workers):
+    # One kill a case here, each case at another step; many in the slow test.
+    rng = random.Random(f"{phase_of(options)} {workers}")
+    kill_and_compare(options, tmp_path, workers, [rng.randint(4, STEPS - 8)])
+
+
+@pytest.mark.slow
+@both_phases
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_again_and_again_resumes_to_the_same_bits(options, tmp_path, workers, seed):
+    rng = random.Random(seed)
+    kill_and_compare(options, tmp_path, workers, sorted(rng.sample(range(2, STEPS - 4), 4)))
+
+
+def kill_and_compare(options: Any, tmp_path: Path, workers: int, steps: list[int]) -> None:
+    done(words("fit", options("whole", data__workers=workers)))
+    parts = options("parts", data__workers=workers, ckpt_path="last")
+    for step in steps:
+        kill_at(words("fit", parts), tmp_path / "parts" / "audit", step)
+    run = done(words("fit", parts))
+    assert "resuming from" in run.err
+    assert len(read_audit(tmp_path / "whole")) >= STEPS
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@phase_one
+def test_what_a_killed_save_left_behind_is_removed(options, tmp_path):
+    done(words("fit", options("run", trainer__max_steps=3)))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "..step=00000006.ckpt.saving.99.tmp").write_bytes(b"half")
+    (checkpoints / ".step=00000006.ckpt.saving").mkdir()
+    done(words("fit", options("run", trainer__max_steps=5, ckpt_path="last")))
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == ["step=00000003.ckpt", "step=00000005.ckpt"]
+
+
+# Torn checkpoints.
+
+
+@phase_one
+def test_a_torn_checkpoint_is_named_and_passed_over(options, tmp_path):
+    done(words("fit", options("whole", trainer__max_steps=12)))
+    done(words("fit", options("torn", trainer__max_steps=12)))
+    newest = tmp_path / "torn" / "checkpoints" / "step=00000012.ckpt"
+    os.truncate(newest, newest.stat().st_size // 2)
+    run = done(words("fit", options("torn", trainer__max_steps=12, ckpt_path="last")))
+    assert f"checkpoint '{newest}' is torn: passed over" in run.err
+    assert "step=00000009.ckpt" in run.err
+    assert_same_runs(tmp_path / "whole", tmp_path / "torn")
+
+
+@phase_one
+def test_a_torn_checkpoint_given_by_name_is_refused(options, tmp_path):
+    done(words("fit", options("run", trainer__max_steps=3)))
+    newest = tmp_path / "run" / "checkpoints" / "step=00000003.ckpt"
+    os.truncate(newest, newest.stat().st_size // 2)
+    run = call(words("fit", options("run", ckpt_path=str(newest))))
+    assert run.code == 2
+    assert run.err == f"error: --ckpt_path '{newest}' is torn or not a checkpoint: try 'last'\n"
+
+
+# SIGTERM.
+
+
+@both_phases
+@pytest.mark.parametrize("step", [7, 4, 11], ids=["between", "at a validation", "at both"])
+def test_a_terminated_run_saves_and_resumes(options, tmp_path, step):
+    # Phase one validates every 6 steps and phase two every 5; both save every 3.
+    step = {4: {"pretrain": 5, "finetune": 4}}.get(step, {}).get(phase_of(options), step)
+    done(words("fit", options("whole")))
+    stop = {"class_path": "faults.kit.Terminate", "init_args": {"step": step}}
+    run = call(words("fit", options("parts", trainer__callbacks=[stop])))
+    assert run.code == EXIT_CODE
+    assert f"told to end: saved step {step + 1}, resume with --ckpt_path last" in run.err
+    assert len(read_audit(tmp_path / "parts")) == step + 1
+    assert (tmp_path / "parts" / "checkpoints" / f"step={step + 1:08d}.ckpt").is_file()
+    assert "done:" not in run.err
+    done(words("fit", options("parts", ckpt_path="last")))
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def phase_of(options: Any) -> str:
+    return "pretrain" if options("x")["model"] == "PretrainModule" else "finetune"
+
+
+@phase_one
+def test_a_terminated_process_exits_with_75(options, tmp_path):
+    process = launch(words("fit", options("run", trainer__max_steps=100_000)))
+    wait_for_lines(process, tmp_path / "run" / "audit", 4)
+    process.send_signal(signal.SIGTERM)
+    run = finish(process, timeout=60)
+    assert run.code == EXIT_CODE, run.err
+    saved = len(read_audit(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / f"step={saved:08d}.ckpt").is_file()
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+# Other ranks.
+
+DDP = {"trainer__devices": 2, "config": "configs/trainer/ddp.yaml"}
+FSDP = {"trainer__devices": 2, "config": "configs/trainer/fsdp.yaml"}
+# Without dropout, whose seed holds the rank, and with a rate that does not depend on max_steps.
+STEADY = {
+    "model__backbone": {"dim": 32, "depth": 2, "heads": 2, "max_length": 32, "causal": True},
+    "model__optimizer": {"schedule": "constant", "warmup": 0},
+}
+
+
+def assert_close_runs(one: Path, other: Path) -> None:
+    """The same samples; losses and weights that differ by rounding alone."""
+    assert read_audit(one) == read_audit(other)
+    mine, theirs = read_metrics(one), read_metrics(other)
+    for name in ("step", "train_loss", "grad_norm", "lr", "tokens", "val_loss"):
+        left, right = ([row[name] for row in rows] for rows in (mine, theirs))
+        assert [v == "" for v in left] == [v == "" for v in right], name
+        assert [float(v) for v in left if v] == pytest.approx([float(v) for v in right if v], 1e-3)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(tensor, weights(other)[name], rtol=1e-3, atol=1e-5)
+
+
+@phase_one
+def test_two_ranks_then_one_then_two(options, tmp_path):
+    """SIGTERM reaches one of two ranks alone; the run goes on with one rank, then with two."""
+    done(words("fit", options("whole", trainer__max_steps=40, **STEADY)))
+    long = options("parts", trainer__max_steps=100_000, **STEADY, **DDP)
+    process = launch(words("fit", long))
+    wait_for_lines(process, tmp_path / "parts" / "audit", 3)
+    os.kill(child_of(process), signal.SIGTERM)
+    run = finish(process, timeout=60)
+    assert run.code == EXIT_CODE, run.err
+    assert "Traceback" not in run.err
+    saved = len(read_audit(tmp_path / "parts"))
+    assert saved < 24, "the test's machine was too slow to stop in time"
+    done(words("fit", options("parts", trainer__max_steps=25, ckpt_path="last", **STEADY)))
+    assert len(read_audit(tmp_path / "parts")) == 25
+    last = options("parts", trainer__max_steps=40, ckpt_path="last", **STEADY, **DDP)
+    run = finish(launch(words("fit", last)))
+    assert run.code == 0, run.err
+    assert_close_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@phase_one
+def test_sharded_checkpoints_resume_and_torn_ones_are_passed_over(options, tmp_path):
+    done(words("fit", options("whole", trainer__max_steps=9, **STEADY)))
+    sharded = options("parts", trainer__max_steps=6, **STEADY, **FSDP)
+    run = finish(launch(words("fit", sharded)))
+    assert run.code == 0, run.err
+    newest = tmp_path / "parts" / "checkpoints" / "step=00000006.ckpt"
+    (newest / ".metadata").unlink()
+    run = finish(launch(words("fit", sharded | {"trainer.max_steps": 9, "ckpt_path": "last"})))
+    assert run.code == 0, run.err
+    assert f"checkpoint '{newest}' is torn: passed over" in run.err
+    assert "step=00000003.ckpt" in run.err
+    assert_close_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+# What a resume may change, and what it may not.
+
+
+@phase_one
+def test_micro_batch_and_workers_may_change(options, tmp_path):
+    done(words("fit", options("whole", trainer__max_steps=12, **STEADY)))
+    done(words("fit", options("parts", trainer__max_steps=7, **STEADY)))
+    changed = {"data__micro_batch_size": 2, "data__workers": 1}
+    run = options("parts", trainer__max_steps=12, ckpt_path="last", **STEADY, **changed)
+    done(words("fit", run))
+    assert_close_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@both_phases
+def test_another_global_batch_begins_a_segment_without_gap_or_repeat(options, tmp_path):
+    done(words("fit", options("run", trainer__max_steps=7)))
+    for size, steps in ((9, 12), (4, 16)):
+        changed = {"data__global_batch_size": size, "trainer__max_steps": steps}
+        done(words("fit", options("run", ckpt_path="last", **changed)))
+    lines = read_audit(tmp_path / "run")
+    numbers = [number for line in lines for number, _ in line["samples"]]
+    assert [line["step"] for line in lines] == list(range(16))
+    assert sorted(numbers) == list(range(len(numbers)))
+    sizes = [len(line["samples"]) for line in lines]
+    if phase_of(options) == "pretrain":
+        assert sizes == [6] * 7 + [9] * 5 + [4] * 4
+    else:  # 60 examples: no step crosses an epoch
+        assert sizes == [14, 14, 14, 14, 4, 14, 14, *[9, 9, 9, 5, 9], *[4] * 4]
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "step=00000016.ckpt", weights_only=True)
+    (state,) = (v for v in saved.values() if isinstance(v, dict) and "segments" in v)
+    assert [segment["first_step"] for segment in state["segments"]] == [0, 7, 12]
+
+
+@pytest.fixture(scope="module")
+def started(
+    tmp_path_factory: pytest.TempPathFactory, store: Path, bpe_path: Path
+) -> dict[str, Any]:
+    """The options of a phase-one run that has done 3 of its steps."""
+    run_dir = tmp_path_factory.mktemp("started") / "run"
+    options = pretrain(run_dir, store, bpe_path, trainer__max_steps=3)
+    done(words("fit", options))
+    return options | {"trainer.max_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"data.seed": 1}, "seed was 0, is 1"),
+        ({"data.length": 16}, "length was 32, is 16"),
+        ({"data.layout": "documents"}, "layout was 'blocks', is 'documents'"),
+        ({"model.seed": 1}, "seed was 0, is 1"),
+        ({"model.backbone.dim": 16}, "backbone.config.dim was 32, is 16"),
+        ({"model.objective": "MaskedLM", "model.backbone.causal": False}, "head.name was 'causal'"),
+        ({"tokenizer": "foreign"}, "store was"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_what_decides_the_run_may_not_change(started, change, said, request, tmp_path):
+    if change == {"tokenizer": "foreign"}:
+        change = foreign_store(request, tmp_path)
+    before = {path: path.read_bytes() for path in Path(started["run_dir"]).glob("*.*")}
+    run = resume(started | change)
+    assert run.code == 2
+    assert len(run.errors) == 1
+    assert run.err.endswith(run.errors[0] + "\n")
+    assert said in run.errors[0]
+    # A refused resume leaves metrics and config as they were.
+    assert before == {path: path.read_bytes() for path in Path(started["run_dir"]).glob("*.*")}
+
+
+def foreign_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """The same text under a tokenizer of the same size."""
+    text = (request.getfixturevalue("bpe_path") / "tokenizer.json").read_text()
+    lowering = json.loads(text) | {"normalizer": {"type": "Lowercase"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(lowering))
+    files = [str(request.getfixturevalue("corpus_file"))]
+    change = {"data.store": str(tmp_path / "store"), "data.tokenizer": str(tmp_path)}
+    options = {"tokenizer": str(tmp_path), "output": change["data.store"], "files": files}
+    done(words("prepare", options))
+    return change
+
+
+@phase_one
+def test_an_explicit_rate_is_honoured(options, tmp_path):
+    """Lightning 2.6.6 would give the checkpoint's silently."""
+    done(words("fit", options("run", trainer__max_steps=4, **STEADY)))
+    more = {**STEADY, "model__optimizer": {"schedule": "constant", "warmup": 0, "lr": 0.0123}}
+    done(words("fit", options("run", trainer__max_steps=6, ckpt_path="last", **more)))
+    assert [row["lr"] for row in read_metrics(tmp_path / "run")] == ["0.001"] * 4 + ["0.0123"] * 2
+
+
+@phase_one
+def test_a_checkpoint_of_any_name_resumes(options, tmp_path):
+    done(words("fit", options("whole", trainer__max_steps=8)))
+    done(words("fit", options("parts", trainer__max_steps=8)))
+    kept = tmp_path / "kept.ckpt"
+    shutil.copy(tmp_path / "parts" / "checkpoints" / "step=00000006.ckpt", kept)
+    done(words("fit", options("parts", trainer__max_steps=8, ckpt_path=str(kept))))
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@phase_one
+def test_resuming_a_finished_run_changes_nothing(options, tmp_path):
+    done(words("fit", options("run", trainer__max_steps=4)))
+    before = weights(tmp_path / "run"), read_metrics(tmp_path / "run"), read_audit(tmp_path / "run")
+    done(words("fit", options("run", trainer__max_steps=4, ckpt_path="last")))
+    assert_tensors_equal(before[0], weights(tmp_path / "run"))
+    assert before[1:] == (read_metrics(tmp_path / "run"), read_audit(tmp_path / "run"))
+
+
+def assert_tensors_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@phase_one
+def test_last_begins_a_run_that_has_no_checkpoint(options, tmp_path):
+    """So that a scheduler can start and restart a job with the same words."""
+    run = done(words("fit", options("run", trainer__max_steps=2, ckpt_path="last")))
+    assert f"no checkpoint in '{tmp_path / 'run'}': starting at step 0" in run.err
+
+
+@phase_one
+def test_a_taken_run_directory_is_refused(options, tmp_path, capsys):
+    done(words("fit", options("run", trainer__max_steps=2)))
+    with pytest.raises(SystemExit) as end:
+        main(words("fit", options("run", trainer__max_steps=2)))
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: --run_dir '{tmp_path / 'run'}' already holds a run: go on with --ckpt_path last, "
+        "give another --run_dir, or remove it\n"
+    )
+
+
+def test_phase_one_s_checkpoint_does_not_resume_phase_two(bundle, examples, tmp_path):
+    """Lightning's own command line silently rebuilds the phase-one class."""
+    checkpoint = bundle / "checkpoints" / "step=00000002.ckpt"
+    run = call(words("fit", finetune(tmp_path, bundle, examples, ckpt_path=str(checkpoint))))
+    assert run.code == 2
+    assert run.errors == [
+        "error: ckpt_path names a pretrain checkpoint, this is a finetune run: to start from its "
+        "weights give --model.init_from instead"
+    ]
+    assert not (tmp_path / "bundle").exists()
