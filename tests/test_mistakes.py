@@ -383,7 +383,11 @@ def test_after_a_run(name, place):
         ("trainer: {", "modle: {}\ntrainer: {", ("'modle'", "'model'?")),
         ("  init_args:\n    obj", "  init_argz:\n    obj", ("'model.init_args'?",)),
         ("length: 32\n", "length: abc\n", ("data.length is 'abc'", "expected int")),
-        ("class_path: MaskedLM", "class_path: MaskdLM", ("model.objective is 'MaskdLM'", "'MaskedLM'?")),
+        (
+            "class_path: MaskedLM",
+            "class_path: MaskdLM",
+            ("model.objective is 'MaskdLM'", "'MaskedLM'?"),
+        ),
         ("trainer: {", "trainer: {[", ("not YAML",)),
         ("accelerator: cpu", "checkpoint: 3", ("'trainer.checkpoint'",)),
     ],

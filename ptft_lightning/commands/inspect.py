@@ -16,14 +16,16 @@ def inspect(path: str) -> None:
     """Print what is at a path, as JSON.
 
     Args:
-        path: A bundle, run directory, checkpoint, token store or tokenizer.json.
+        path: A bundle, run directory, checkpoint, token store or tokenizer.
     """
     place = Path(path)
     if not place.exists():
         raise UserError(f"not found: '{path}'")
     if (place / "manifest.json").is_file():
         facts = _store(place)
-    elif place.name == "tokenizer.json":
+    elif place.name == "tokenizer.json" or (
+        (place / "tokenizer.json").is_file() and not (place / "config.json").is_file()
+    ):
         facts = _tokenizer(Tokenizer.load(place))
     else:
         facts = _bundle(place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import uuid
 from itertools import pairwise
 from pathlib import Path
@@ -93,17 +92,16 @@ def config_of(command: str, args: list[str]) -> list[str]:
     kept = {key: content[key] for key in SHARED_KEYS}
     kept["trainer"].pop("logger", None)
     kept["data"]["init_args"]["audit"] = None
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as stream:
-        yaml.safe_dump(kept, stream)
-    return ["--config", stream.name, *args]
+    return ["--config", yaml.safe_dump(kept), *args]
 
 
 def config_files(args: list[str]) -> list[str]:
-    """The files that --config names, in order."""
+    """The files that --config names, in order; it takes a config's text as well."""
     named = []
     for word, value in pairwise(args):
         named += [value] if word in ("-c", "--config") else []
-    return named + [word.partition("=")[2] for word in args if word.startswith("--config=")]
+    named += [word.partition("=")[2] for word in args if word.startswith("--config=")]
+    return [file for file in named if "\n" not in file]
 
 
 def _value(args: list[str], name: str) -> str | None:

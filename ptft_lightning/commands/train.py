@@ -47,8 +47,8 @@ from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.audit import Audit
 from ptft_lightning.modules.checkpoints import Checkpoints
-from ptft_lightning.modules.csv_metrics import ForgetRedone
 from ptft_lightning.modules.cpu_memory import keep_freed_memory
+from ptft_lightning.modules.csv_metrics import ForgetRedone
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.phase import PhaseModule

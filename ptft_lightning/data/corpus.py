@@ -85,7 +85,7 @@ class CorpusDataModule(PhaseData):
         global_batch_size: Rows per optimizer step, over all ranks.
         micro_batch_size: Rows computed at once on one rank.
         validation_share: Share of documents held out, chosen by hash of their text.
-        seed: Decides the order of the rows, the masks and the held-out documents.
+        seed: Decides the order of the rows and the masks.
         window: Shards among which rows are mixed.
         workers: Processes that read rows beside the training process, per rank.
         audit: A file that gets, per optimizer step, the samples used and a hash of each.
@@ -121,15 +121,20 @@ class CorpusDataModule(PhaseData):
         self._load_tokenizer()
         module: Any = self._trainer().lightning_module
         module.preflight(self)
-        if not (Path(self.store) / "manifest.json").is_file() or self.files:
+        if not (Path(self.store) / "manifest.json").is_file():
             self._prepare()
+        elif self.files and read_manifest(self.store).plan.get("files") != self.files:
+            raise UserError(
+                f"the token store '{self.store}' was made from "
+                f"{read_manifest(self.store).plan.get('files')}, data.files is {self.files}: give "
+                "another data.store, or leave data.files out"
+            )
 
     def _prepare(self) -> None:
         if not self.files:
             raise UserError(f"no token store at '{self.store}' and no data.files to make it from")
         size = sum(text_size(file) for file in self.files)
-        finished = (Path(self.store) / "manifest.json").is_file()
-        if size > PREPARE_LIMIT and not finished:
+        if size > PREPARE_LIMIT:
             raise UserError(
                 f"{size / 1e9:.1f} GB of text is more than fit prepares by itself: run "
                 f"`ptft_lightning prepare` into '{self.store}' first"
@@ -140,7 +145,6 @@ class CorpusDataModule(PhaseData):
             self.store,
             self.column,
             self.validation_share,
-            self.seed,
         )
         if manifest.bad_documents:
             say(

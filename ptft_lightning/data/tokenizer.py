@@ -11,10 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -83,6 +85,11 @@ class Tokenizer:
             return cls(file.read_text(encoding="utf-8"))
         except (ValueError, UnicodeDecodeError) as error:
             raise UserError(f"'{file}' is not a tokenizer.json: {error}") from error
+
+    @cached_property
+    def ordinary(self) -> npt.NDArray[np.int64]:
+        """All ids but the special ones."""
+        return np.setdiff1d(np.arange(self.size), self.specials)
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json` into `directory`."""

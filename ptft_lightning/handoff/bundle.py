@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ptft_lightning.data.token_store import write_atomically
+from ptft_lightning.data.token_store import sync_directory, write_atomically
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
@@ -216,4 +216,5 @@ def replace_directory(temporary: Path, target: Path) -> None:
     if target.exists():
         os.rename(target, old)
     os.rename(temporary, target)
+    sync_directory(target.parent)
     shutil.rmtree(old, ignore_errors=True)

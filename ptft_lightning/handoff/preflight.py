@@ -81,6 +81,11 @@ class Preflight:
                 f"the bundle '{bundle.path}' was tuned for '{head['name']}', model.task is "
                 f"'{task['name']}': start from the phase-one bundle it was made from"
             )
+        elif head["config"] != task["config"]:
+            self.problems.append(
+                f"the bundle '{bundle.path}' was tuned with task settings {head['config']}, "
+                f"model.task has {task['config']}: give the same"
+            )
         self.inherited.append(f"labels {', '.join(head['labels'])}")
 
     def finish(self) -> list[str]:

@@ -85,7 +85,8 @@ class FinetuneModule(PhaseModule):
             check.tokenizer(self.bundle, data.tokenizer)
             check.backbone(self.bundle)
             if self._tuned_bundle:
-                check.labels(self.bundle, {"name": self.task.name})
+                task = {"name": self.task.name, "config": self.task.config()}
+                check.labels(self.bundle, task)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
         length = cast(TaskDataModule, data).max_length

@@ -14,6 +14,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
+from ptft_lightning.data.token_store import sync_directory
+
 
 def correct_batch_progress(checkpoint: dict[str, Any], accumulation: int) -> None:
     """Count a restored run's batches in today's accumulation.
@@ -51,6 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, target)
+            sync_directory(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

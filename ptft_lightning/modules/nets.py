@@ -27,6 +27,13 @@ class Net(nn.Module):
 
     backbone: Backbone
 
+    def train(self, mode: bool = True) -> Net:
+        """A frozen backbone gives the same features in training: no dropout."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
+
     def hidden(self, batch: Batch) -> Tensor:
         """(B, T, dim) hidden states of a batch."""
         out: Tensor = self.backbone(batch.tokens, batch.documents, batch.positions, batch.segments)

@@ -74,7 +74,7 @@ class MaskedLM(Objective):
         at = np.arange(rows)[:, None]
         labels = np.where(used, tokens[at, slots], IGNORE)
         fate = (words[:, length : length + slots_per_row] >> np.uint64(11)) / 2**53
-        ordinary = _ordinary_ids(tokenizer)
+        ordinary = tokenizer.ordinary
         drawn = ordinary[words[:, length + slots_per_row :] % np.uint64(len(ordinary))]
         shown = np.where(fate < MASKED + RANDOM, drawn, tokens[at, slots])
         shown = np.where(fate < MASKED, tokenizer.mask, shown)
@@ -84,11 +84,6 @@ class MaskedLM(Objective):
     def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
         """BERT's head: dense, GELU, LayerNorm, projection with bias."""
         return MaskedHead(backbone, tied)
-
-
-def _ordinary_ids(tokenizer: Tokenizer) -> Ids:
-    """Ids that may replace a token at random: all but the special ones."""
-    return np.setdiff1d(np.arange(tokenizer.size), tokenizer.specials)
 
 
 class MaskedHead(PretrainHead):

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from ptft_lightning.cli import main
 
+TESTS = Path(__file__).parent.parent
 ENVIRONMENT = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 BACKBONE = {"dim": 32, "depth": 2, "heads": 2, "max_length": 32, "dropout": 0.1}
 WATER = ("river", "sea", "rain", "lake")
@@ -85,7 +86,8 @@ def done(args: list[str], **environment: str) -> Run:
 
 def launch(args: list[str], **environment: str | None) -> subprocess.Popen[str]:
     """Start `python -m ptft_lightning` as a process, the leader of its group."""
-    merged = {**os.environ, **ENVIRONMENT, **environment}
+    path = os.pathsep.join(p for p in (str(TESTS), os.environ.get("PYTHONPATH")) if p)
+    merged = {**os.environ, **ENVIRONMENT, "PYTHONPATH": path, **environment}
     return subprocess.Popen(
         [sys.executable, "-m", "ptft_lightning", *map(str, args)],
         env={k: v for k, v in merged.items() if v is not None},
@@ -140,6 +142,24 @@ class Terminate(Callback):
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class KeepScores(Callback):
+    """Write, at each validation of a fit, the probabilities that the fit itself computes."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = Path(directory)
+        self.scores: dict[int, list[float]] = {}
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_):
+        probabilities = pl_module.net(batch).scores.softmax(-1)
+        for number, row in zip(batch.samples.tolist(), probabilities.tolist(), strict=True):
+            if number >= 0:
+                self.scores[number] = row
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        rows = [self.scores[number] for number in sorted(self.scores)]
+        (self.directory / f"scores-{trainer.global_step}.json").write_text(json.dumps(rows))
 
 
 # Options of tiny runs.

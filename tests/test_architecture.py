@@ -1,0 +1,252 @@
+"""The shape of the code: import direction, sizes, a light front door, a README that is true."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+import tokenize
+from pathlib import Path
+
+import pytest
+from faults.kit import call, done
+
+from ptft_lightning.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ptft_lightning"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# In the order of the data's way: nothing lower imports upper.
+LAYERS = (
+    ("errors", "progress", "__init__"),
+    ("data",),
+    ("terms", "backbones"),
+    ("objectives", "tasks", "tuning"),
+    ("handoff",),
+    ("modules",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+CORE_CODE_LINES = 3000
+FILE_LINES = 300
+FUNCTION_LINES = 60
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+def layer(module: str) -> int:
+    """Of a module's name without the package's."""
+    top = module.split(".")[0]
+    (found,) = (i for i, names in enumerate(LAYERS) if top in names)
+    return found
+
+
+def imports(file: Path) -> list[str]:
+    """Modules of this package that a file imports anywhere, also inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    inside = [module for module in found if module.startswith("ptft_lightning.")]
+    return [module.removeprefix("ptft_lightning.") for module in inside]
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_nothing_lower_imports_upper(file):
+    own = layer(name(file).removesuffix(".py").replace("/", "."))
+    assert [module for module in imports(file) if layer(module) > own] == []
+
+
+def test_objectives_tasks_and_tuning_do_not_know_each_other():
+    for part in ("objectives", "tasks", "tuning"):
+        others = {"objectives", "tasks", "tuning"} - {part}
+        for file in (PACKAGE / part).glob("*.py"):
+            assert not others & {module.split(".")[0] for module in imports(file)}, file
+
+
+@pytest.mark.parametrize(
+    ("part", "foreign"),
+    [
+        ("data", {"torchmetrics", "safetensors", "wandb"}),
+        ("backbones", {"lightning", "wandb", "tokenizers"}),
+        ("objectives", {"lightning", "wandb"}),
+        ("tasks", {"lightning", "wandb"}),
+        ("tuning", {"lightning", "wandb"}),
+        ("handoff", {"lightning", "wandb", "pickle"}),
+    ],
+)
+def test_what_a_part_does_not_know(part, foreign):
+    for file in (PACKAGE / part).glob("*.py"):
+        words = {
+            word
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for word in [getattr(node, "module", None) or node.names[0].name]
+        }
+        assert not foreign & {word.split(".")[0] for word in words}, file
+
+
+def code_lines(file: Path) -> int:
+    """Lines that hold code: neither blank nor comment nor docstring."""
+    lines: set[int] = set()
+    skip = (
+        *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
+        *(tokenize.ENCODING, tokenize.ENDMARKER),
+    )
+    with open(file, "rb") as stream:
+        for token in tokenize.tokenize(stream.readline):
+            if token.type not in skip:
+                lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(file.read_text())):
+        text = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+            lines -= set(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+    return len(lines)
+
+
+def test_the_core_is_small():
+    """All of it is core so far; leaves will be left out here by name."""
+    assert sum(code_lines(file) for file in FILES) <= CORE_CODE_LINES
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_files_and_functions_are_short(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= FILE_LINES
+    long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > FUNCTION_LINES
+    ]
+    assert long == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_every_file_says_what_it_does(file):
+    assert ast.get_docstring(ast.parse(file.read_text()))
+
+
+# The front door.
+
+IMPORTED = """
+import sys
+from ptft_lightning.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+print(sorted({"torch", "lightning", "numpy", "jsonargparse"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def imported_by(args: list[str]) -> str:
+    """Which of the heavy packages a command loads."""
+    command = [sys.executable, "-c", IMPORTED, *args]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return run.stderr.splitlines()[-1]
+
+
+def test_help_names_every_command():
+    for words in ([], ["--help"], ["-h"]):
+        out = done(words).out
+        assert [word for word in COMMANDS if f"\n  {word} " not in out] == []
+
+
+def test_help_is_quick_and_loads_nothing():
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "ptft_lightning", "--help"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        times.append(time.perf_counter() - began)
+    assert statistics.median(times) <= 0.3, times
+    assert imported_by(["--help"]) == "[]"
+    assert imported_by(["--version"]) == "[]"
+
+
+@pytest.mark.parametrize("command", ["tokenizer", "prepare", "inspect", "inspect tokenizer"])
+def test_commands_that_need_no_torch_load_none(command, corpus_file, bpe_path, store, tmp_path):
+    args = {
+        "tokenizer": ["tokenizer", "--files", f"[{corpus_file}]", "--output", str(tmp_path / "t")],
+        "prepare": [
+            *("prepare", "--files", f"[{corpus_file}]", "--tokenizer", str(bpe_path)),
+            *("--output", str(tmp_path / "store")),
+        ],
+        "inspect": ["inspect", str(store)],
+        "inspect tokenizer": ["inspect", str(bpe_path)],
+    }[command]
+    assert imported_by(args) == "['jsonargparse', 'numpy']"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    run = call([command, "--help"])
+    assert run.code == 0
+    assert "--" in run.out
+    assert COMMANDS[command][1]
+
+
+# The documents' commands.
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^(?:\$ )?python -m ptft_lightning (.+)$", re.M)
+WRITTEN = [
+    (file.name, command) for file in DOCUMENTS for command in COMMAND.findall(file.read_text())
+]
+
+
+def test_the_readme_shows_every_command():
+    shown = {shlex.split(command)[0] for _, command in WRITTEN}
+    assert {"tokenizer", "prepare", "fit", "test", "predict"} <= shown
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with the configs and, for every run that a document goes on from, its config."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for file in sorted((ROOT / "configs").rglob("*/*.yaml")):
+        if file.parent.name != "trainer":
+            config = done(["fit", "--config", str(file), "--print_config"]).out
+            run_dir = Path(re.search(r"^run_dir: (.+)$", config, re.M)[1])
+            run_dir.mkdir(parents=True)
+            (run_dir / "config.yaml").write_text(config)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("file", "command"), WRITTEN, ids=lambda value: value[:50])
+def test_a_command_in_the_documents_is_understood(file, command, checkout):
+    args = shlex.split(command.partition(" #")[0])
+    if args[0] == "inspect":
+        assert len(args) == 2
+        return
+    run = call([*args, "--print_config"])
+    assert run.code == 0, run.err
+    assert run.out
+
+
+def test_the_makefile_s_commands_are_the_readme_s():
+    """What `make quickstart` runs is what the README shows."""
+    makefile = (ROOT / "Makefile").read_text().replace("$(Q)", "configs/quickstart")
+    made = re.findall(r"^\t\$\(RUN\) (.+)$", makefile, re.M)
+    assert made
+    shown = [command for file, command in WRITTEN if file == "README.md"]
+    assert [command for command in made if command not in shown] == []
+
+
+def test_the_results_of_a_command_are_json(store):
+    json.loads(done(["inspect", str(store)]).out)

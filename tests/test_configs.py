@@ -1,0 +1,110 @@
+"""Every shipped config runs: found by a glob, so that a new one is covered from its first day."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from faults.kit import done, finish, launch, pretrain, words, write_examples
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+WHOLE = [file for file in CONFIGS if file.parent.name != "trainer"]
+OVERLAYS = [file for file in CONFIGS if file.parent.name == "trainer"]
+MOST_LINES = 40
+
+
+def name(file: Path) -> str:
+    return f"{file.parent.name}/{file.stem}"
+
+
+def settings(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(file.read_text())
+    return content
+
+
+def test_there_are_configs():
+    assert len(WHOLE) >= 6
+    assert OVERLAYS
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=name)
+def test_a_config_is_short_and_says_what_it_is(file):
+    lines = file.read_text().splitlines()
+    assert len(lines) <= MOST_LINES
+    assert lines[0].startswith("# ")
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("examples"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, store: Path, bpe_path: Path) -> Path:
+    """A phase-one run that reads as many tokens as any shipped config wants."""
+    run_dir = tmp_path_factory.mktemp("bundle") / "run"
+    options = pretrain(run_dir, store, bpe_path, causal=False, trainer__max_steps=1)
+    done(words("fit", options | {"model.backbone.max_length": 512}))
+    return run_dir
+
+
+SMALL = {
+    "data.global_batch_size": 4,
+    "data.micro_batch_size": 2,
+    "data.workers": 0,
+    "trainer.accelerator": "cpu",
+    "trainer.max_steps": 2,
+    "trainer.val_check_interval": 2,
+    "trainer.limit_val_batches": 1,
+}
+
+
+@pytest.fixture
+def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """`paths(file)`: the options that put the tests' data in place of a config's."""
+
+    def of(file: Path) -> dict[str, Any]:
+        mine: dict[str, Any] = {"run_dir": str(tmp_path / "run")}
+        data = settings(file)["data"]
+        if data["class_path"] == "CorpusDataModule":
+            corpus = str(request.getfixturevalue("corpus_file"))
+            tokenizer = str(request.getfixturevalue("bpe_path"))
+            made = {"data.store": str(tmp_path / "store"), "data.tokenizer": tokenizer}
+            return mine | made | {"data.files": [corpus], "data.validation_share": 0.1}
+        examples = request.getfixturevalue("examples")
+        ending = Path(data["init_args"]["train"]).suffix
+        for split in ("train", "validation", "test"):
+            mine[f"data.{split}"] = str(examples / f"{split}{ending}")
+        pair = (data["init_args"].get("columns") or {}).get("pair")
+        columns = {"text": "text", "label": "label", "pair": "second" if pair else None}
+        bundle = str(request.getfixturevalue("bundle"))
+        return mine | {"data.columns": columns, "model.init_from": bundle}
+
+    return of
+
+
+@pytest.mark.parametrize("file", WHOLE, ids=name)
+def test_a_config_trains_two_steps_and_its_run_can_be_used(file, paths, tmp_path):
+    done(["fit", "--config", str(file), *words("", paths(file) | SMALL)[1:]])
+    run_dir = tmp_path / "run"
+    config = json.loads((run_dir / "bundle" / "config.json").read_text())
+    wanted = settings(file)["model"]["init_args"].get("backbone") or {}
+    assert {k: config["backbone"]["config"][k] for k in wanted} == wanted
+    if config["phase"] == "finetune":
+        assert "test_accuracy" in json.loads(done(["test", "--run_dir", str(run_dir)]).out)
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=name)
+def test_an_overlay_goes_with_another_config(file, paths, tmp_path):
+    """As its own first lines say; with one device here, with two in test_resume.py."""
+    base = ROOT / "configs" / "pretrain" / "gpt.yaml"
+    one = {"trainer.devices": 1, "model.backbone.dim": 32, "model.backbone.depth": 2}
+    options = words("", paths(base) | SMALL | one)[1:]
+    run = finish(launch(["fit", "--config", str(base), "--config", str(file), *options]))
+    assert run.code == 0, run.err
+    used = settings(tmp_path / "run" / "config.yaml")["trainer"]
+    assert {k: used[k] for k in settings(file)["trainer"]} == settings(file)["trainer"]
