@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -m ptft_lightning
 Q := configs/quickstart
+# bfloat16 is faster where the processor computes in it, slower elsewhere.
+PRECISION := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16-mixed || echo 32-true)
 
 .PHONY: help quickstart test test-slow test-gpu lint clean
 
@@ -20,11 +22,11 @@ quickstart: .venv/installed  ## text -> tokenizer -> pretrain -> fine-tune -> te
 	$(BIN)/python examples/wordnet.py --output runs/quickstart/data
 	$(RUN) tokenizer --files '[runs/quickstart/data/corpus.jsonl]' --vocab_size 4096 --output runs/quickstart/tokenizer
 	$(RUN) prepare --files '[runs/quickstart/data/corpus.jsonl]' --tokenizer runs/quickstart/tokenizer --output runs/quickstart/store
-	$(RUN) fit --config $(Q)/pretrain.yaml
-	$(RUN) fit --config $(Q)/finetune.yaml
+	$(RUN) fit --config $(Q)/pretrain.yaml --trainer.precision $(PRECISION)
+	$(RUN) fit --config $(Q)/finetune.yaml --trainer.precision $(PRECISION)
 	$(RUN) test --run_dir runs/quickstart/finetune
 	$(RUN) predict --run_dir runs/quickstart/finetune --text "someone who repairs shoes"
-	$(BIN)/python examples/wordnet_gain.py
+	$(BIN)/python examples/wordnet_gain.py --trainer.precision $(PRECISION)
 
 test: .venv/installed lint  ## lint, type-check and test: what CI does
 	$(BIN)/pytest -m "not slow and not gpu"

@@ -32,6 +32,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ptft_lightning.cli import main
+from ptft_lightning.commands import train
 from ptft_lightning.data.token_store import FORMAT, Manifest, write_manifest, write_shard
 from ptft_lightning.data.tokenizer import Tokenizer as Loaded
 
@@ -241,12 +242,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--micro", type=int, help="micro-batch size (default: the whole batch)")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument(
+        "--plain-malloc", action="store_true", help="without modules/cpu_memory.py, for comparison"
+    )
     parser.add_argument("--tokens", help="a uint16 file of token ids instead of random ones")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     options = parse()
+    if options.plain_malloc:
+        train.keep_freed_memory = lambda: None
     if options.threads:
         torch.set_num_threads(options.threads)
     os.environ["WANDB_MODE"] = "disabled"

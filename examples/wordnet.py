@@ -296,8 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lemmas",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="begin each text of the corpus with the words it defines (yes)",
+        default=False,
+        help="begin each text of the corpus with the words it defines (no)",
     )
     options = parser.parse_args(arguments)
     try:

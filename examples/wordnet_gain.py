@@ -55,7 +55,7 @@ def tuned_accuracy(data: Path, run: Path, seed: int, epochs: int, options: list[
 def one_seed(seed: int, output: Path, labels: int, epochs: int, options: list[str]) -> list[float]:
     """Accuracy of each way, in the order of WAYS."""
     data = output / f"data-{seed}"
-    write_data(find_wordnet(), data, labels, seed, lemmas=True)
+    write_data(find_wordnet(), data, labels, seed, lemmas=False)
     scratch = [*options, "--model.from_scratch", "true"]
     return [
         tuned_accuracy(data, output / f"scratch-{seed}", seed, 3 * epochs, scratch),

@@ -145,7 +145,7 @@ def test_going_on_from_a_bundle_keeps_its_head(phase_one, prepared, tmp_path):
 
 def test_phase_two_leaves_the_best_bundle(phase_two, examples, tmp_path):
     """Its predictions are, to the printed digit, those the fit computed at its best validation."""
-    run_dir, _ = phase_two
+    run_dir, kept = phase_two
     rows = [row for row in read_metrics(run_dir) if row["val_accuracy"]]
     accuracies = [float(row["val_accuracy"]) for row in rows]
     best = rows[accuracies.index(max(accuracies))]  # the first of the best

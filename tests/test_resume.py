@@ -33,7 +33,7 @@ from faults.kit import (
 from ptft_lightning.cli import main
 from ptft_lightning.modules.preempt import EXIT_CODE
 
-STEPS = 30
+STEPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +49,46 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_examples(tmp_path_factory.mktemp("examples"))
 
 
+class Options:
+    """Options of runs of one phase."""
+
+    def __init__(self, phase: str, directory: Path, inputs: tuple[Path, Path]) -> None:
+        self.phase, self.directory, self.inputs = phase, directory, inputs
+
+    def __call__(self, run: str, **more: Any) -> dict[str, Any]:
+        """Of a run in the test's own directory, of `STEPS` steps."""
+        if self.phase == "pretrain":
+            length, make = {"trainer__max_steps": STEPS}, pretrain
+        else:
+            length, make = {"trainer__max_epochs": STEPS // 5}, finetune
+        return make(self.directory / run, *self.inputs, **{**length, **more})
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    store: Path, bpe_path: Path, bundle: Path, examples: Path
+) -> dict[str, tuple[Path, Path]]:
+    """What a run of each phase starts from."""
+    return {"pretrain": (store, bpe_path), "finetune": (bundle, examples)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, inputs: dict[str, tuple[Path, Path]]
+) -> dict[str, Path]:
+    """A run of each phase that nothing stopped."""
+    at = tmp_path_factory.mktemp("undisturbed")
+    for phase, given in inputs.items():
+        done(words("fit", Options(phase, at, given)(phase)))
+    return {phase: at / phase for phase in inputs}
+
+
 @pytest.fixture
-def options(request: pytest.FixtureRequest, tmp_path: Path, **more: Any) -> Any:
-    """`options(run, **more)` of the phase that the test is parametrised with."""
-    phase = request.param
-
-    def make(run: str, **more: Any) -> dict[str, Any]:
-        if phase == "pretrain":
-            at = [request.getfixturevalue(name) for name in ("store", "bpe_path")]
-            return pretrain(tmp_path / run, *at, **{"trainer__max_steps": STEPS, **more})
-        at = [request.getfixturevalue(name) for name in ("bundle", "examples")]
-        return finetune(tmp_path / run, *at, **{"trainer__max_epochs": STEPS // 5, **more})
-
-    return make
+def options(
+    request: pytest.FixtureRequest, tmp_path: Path, inputs: dict[str, tuple[Path, Path]]
+) -> Options:
+    """Of the phase that the test is parametrised with."""
+    return Options(request.param, tmp_path, inputs[request.param])
 
 
 both_phases = pytest.mark.parametrize("options", ["pretrain", "finetune"], indirect=True)
@@ -84,30 +111,31 @@ def assert_same_runs(one: Path, other: Path) -> None:
 
 @both_phases
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_resumes_to_the_same_bits(options, tmp_path, workers):
+def test_a_killed_run_resumes_to_the_same_bits(options, undisturbed, workers):
     # One kill a case here, each case at another step; many in the slow test.
-    rng = random.Random(f"{phase_of(options)} {workers}")
-    kill_and_compare(options, tmp_path, workers, [rng.randint(4, STEPS - 8)])
+    rng = random.Random(f"{options.phase} {workers}")
+    kill_and_compare(options, undisturbed, workers, [rng.randint(2, STEPS - 6)])
 
 
 @pytest.mark.slow
 @both_phases
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_again_and_again_resumes_to_the_same_bits(options, tmp_path, workers, seed):
+def test_a_run_killed_again_and_again_resumes_to_the_same_bits(options, undisturbed, workers, seed):
     rng = random.Random(seed)
-    kill_and_compare(options, tmp_path, workers, sorted(rng.sample(range(2, STEPS - 4), 4)))
+    kill_and_compare(options, undisturbed, workers, sorted(rng.sample(range(1, STEPS - 4), 4)))
 
 
-def kill_and_compare(options: Any, tmp_path: Path, workers: int, steps: list[int]) -> None:
-    done(words("fit", options("whole", data__workers=workers)))
+def kill_and_compare(
+    options: Options, undisturbed: dict[str, Path], workers: int, steps: list[int]
+) -> None:
     parts = options("parts", data__workers=workers, ckpt_path="last")
+    run_dir = Path(parts["run_dir"])
     for step in steps:
-        kill_at(words("fit", parts), tmp_path / "parts" / "audit", step)
-    run = done(words("fit", parts))
-    assert "resuming from" in run.err
-    assert len(read_audit(tmp_path / "whole")) >= STEPS
-    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+        kill_at(words("fit", parts), run_dir / "audit", step)
+    done(words("fit", parts))
+    assert len(read_audit(run_dir)) == STEPS
+    assert_same_runs(undisturbed[options.phase], run_dir)
 
 
 @phase_one
@@ -125,15 +153,15 @@ def test_what_a_killed_save_left_behind_is_removed(options, tmp_path):
 
 
 @phase_one
-def test_a_torn_checkpoint_is_named_and_passed_over(options, tmp_path):
-    done(words("fit", options("whole", trainer__max_steps=12)))
-    done(words("fit", options("torn", trainer__max_steps=12)))
-    newest = tmp_path / "torn" / "checkpoints" / "step=00000012.ckpt"
+def test_a_torn_checkpoint_is_named_and_passed_over(options, undisturbed, tmp_path):
+    run_dir = tmp_path / "torn"
+    shutil.copytree(undisturbed["pretrain"], run_dir)
+    newest = run_dir / "checkpoints" / "step=00000020.ckpt"
     os.truncate(newest, newest.stat().st_size // 2)
-    run = done(words("fit", options("torn", trainer__max_steps=12, ckpt_path="last")))
+    run = done(words("fit", options("torn", ckpt_path="last")))
     assert f"checkpoint '{newest}' is torn: passed over" in run.err
-    assert "step=00000009.ckpt" in run.err
-    assert_same_runs(tmp_path / "whole", tmp_path / "torn")
+    assert f"resuming from '{run_dir}/checkpoints/step=00000018.ckpt'" in run.err
+    assert_same_runs(undisturbed["pretrain"], run_dir)
 
 
 @phase_one
@@ -149,12 +177,14 @@ def test_a_torn_checkpoint_given_by_name_is_refused(options, tmp_path):
 # SIGTERM.
 
 
-@both_phases
-@pytest.mark.parametrize("step", [7, 4, 11], ids=["between", "at a validation", "at both"])
-def test_a_terminated_run_saves_and_resumes(options, tmp_path, step):
-    # Phase one validates every 6 steps and phase two every 5; both save every 3.
-    step = {4: {"pretrain": 5, "finetune": 4}}.get(step, {}).get(phase_of(options), step)
-    done(words("fit", options("whole")))
+# Phase one validates every 6 steps and phase two every 5; both save every 3.
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [("pretrain", 7), ("pretrain", 11), ("finetune", 7), ("finetune", 9), ("finetune", 14)],
+    ids=["one", "one-validates-and-saves", "two", "two-validates", "two-validates-and-saves"],
+    indirect=["options"],
+)
+def test_a_terminated_run_saves_and_resumes(options, undisturbed, tmp_path, step):
     stop = {"class_path": "faults.kit.Terminate", "init_args": {"step": step}}
     run = call(words("fit", options("parts", trainer__callbacks=[stop])))
     assert run.code == EXIT_CODE
@@ -163,11 +193,7 @@ def test_a_terminated_run_saves_and_resumes(options, tmp_path, step):
     assert (tmp_path / "parts" / "checkpoints" / f"step={step + 1:08d}.ckpt").is_file()
     assert "done:" not in run.err
     done(words("fit", options("parts", ckpt_path="last")))
-    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
-
-
-def phase_of(options: Any) -> str:
-    return "pretrain" if options("x")["model"] == "PretrainModule" else "finetune"
+    assert_same_runs(undisturbed[options.phase], tmp_path / "parts")
 
 
 @phase_one
@@ -265,7 +291,7 @@ def test_another_global_batch_begins_a_segment_without_gap_or_repeat(options, tm
     assert [line["step"] for line in lines] == list(range(16))
     assert sorted(numbers) == list(range(len(numbers)))
     sizes = [len(line["samples"]) for line in lines]
-    if phase_of(options) == "pretrain":
+    if options.phase == "pretrain":
         assert sizes == [6] * 7 + [9] * 5 + [4] * 4
     else:  # 60 examples: no step crosses an epoch
         assert sizes == [14, 14, 14, 14, 4, 14, 14, *[9, 9, 9, 5, 9], *[4] * 4]
@@ -311,6 +337,20 @@ def test_what_decides_the_run_may_not_change(started, change, said, request, tmp
     assert before == {path: path.read_bytes() for path in Path(started["run_dir"]).glob("*.*")}
 
 
+def test_what_decides_phase_two_may_not_change(bundle, examples, tmp_path):
+    options = finetune(tmp_path / "run", bundle, examples, trainer__max_steps=2)
+    done(words("fit", options))
+    for change, said in (
+        ({"model.tuning": "Frozen"}, "tuning.name was 'full', is 'frozen'"),
+        ({"data.train": str(examples / "test.jsonl")}, "examples was"),
+        ({"data.max_length": 16}, "max_length was 32, is 16"),
+    ):
+        run = resume(options | {"trainer.max_steps": 4} | change)
+        assert run.code == 2
+        assert len(run.errors) == 1
+        assert said in run.errors[0]
+
+
 def foreign_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """The same text under a tokenizer of the same size."""
     text = (request.getfixturevalue("bpe_path") / "tokenizer.json").read_text()
@@ -333,27 +373,19 @@ def test_an_explicit_rate_is_honoured(options, tmp_path):
 
 
 @phase_one
-def test_a_checkpoint_of_any_name_resumes(options, tmp_path):
-    done(words("fit", options("whole", trainer__max_steps=8)))
-    done(words("fit", options("parts", trainer__max_steps=8)))
+def test_a_checkpoint_of_any_name_resumes(options, undisturbed, tmp_path):
+    shutil.copytree(undisturbed["pretrain"], tmp_path / "parts")
     kept = tmp_path / "kept.ckpt"
-    shutil.copy(tmp_path / "parts" / "checkpoints" / "step=00000006.ckpt", kept)
-    done(words("fit", options("parts", trainer__max_steps=8, ckpt_path=str(kept))))
-    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts" / "checkpoints" / "step=00000018.ckpt").rename(kept)
+    done(words("fit", options("parts", ckpt_path=str(kept))))
+    assert_same_runs(undisturbed["pretrain"], tmp_path / "parts")
 
 
 @phase_one
-def test_resuming_a_finished_run_changes_nothing(options, tmp_path):
-    done(words("fit", options("run", trainer__max_steps=4)))
-    before = weights(tmp_path / "run"), read_metrics(tmp_path / "run"), read_audit(tmp_path / "run")
-    done(words("fit", options("run", trainer__max_steps=4, ckpt_path="last")))
-    assert_tensors_equal(before[0], weights(tmp_path / "run"))
-    assert before[1:] == (read_metrics(tmp_path / "run"), read_audit(tmp_path / "run"))
-
-
-def assert_tensors_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_resuming_a_finished_run_changes_nothing(options, undisturbed, tmp_path):
+    shutil.copytree(undisturbed["pretrain"], tmp_path / "run")
+    done(words("fit", options("run", ckpt_path="last")))
+    assert_same_runs(undisturbed["pretrain"], tmp_path / "run")
 
 
 @phase_one

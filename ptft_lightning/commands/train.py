@@ -13,11 +13,10 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 # Named on the command line without their modules; also what short class names resolve to.
@@ -25,19 +24,12 @@ import ptft_lightning.objectives.causal
 import ptft_lightning.objectives.masked
 import ptft_lightning.tasks.classification
 import ptft_lightning.tuning.frozen  # noqa: F401
-from ptft_lightning.commands.mistakes import (
-    Context,
-    ParserError,
-    buried,
-    explain,
-    one_line,
-    read_configs,
-)
+from ptft_lightning.commands.mistakes import one_line
+from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig
 from ptft_lightning.commands.runs import (
     build_loggers,
     bundle_of,
     checkpoint_of,
-    config_files,
     config_of,
     refuse_finished,
 )
@@ -55,9 +47,6 @@ from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
-from ptft_lightning.objectives.base import Objective
-from ptft_lightning.tasks.base import Task
-from ptft_lightning.tuning.base import Tuning
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -71,46 +60,8 @@ TRAINER_DEFAULTS = {
 }
 
 
-# The classes to choose from, for each key that takes one.
-BASES: dict[str, type] = {
-    "model": PhaseModule,
-    "data": PhaseData,
-    "objective": Objective,
-    "task": Task,
-    "tuning": Tuning,
-}
-
-
-class Parser(LightningArgumentParser):
-    """Leaves it to `CLI` to say what is wrong, instead of printing a page of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Hand the complaint on."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        raise ParserError(message) from ex
-
-
-class SaveConfig(SaveConfigCallback):
-    """The whole config: config.yaml in the run directory, and in every logger."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Too early: what is wrong may still come to light, and an earlier config would be lost."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write on rank 0."""
-        if not trainer.is_global_zero or cast(Any, trainer).fast_dev_run:
-            return
-        text = self.parser.dump(self.config, skip_none=False, format="yaml")
-        run_dir = Path(self.config["run_dir"])
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(text)
-        for logger in trainer.loggers:
-            logger.log_hyperparams({"config": yaml.safe_load(text)})
-
-
-class CLI(LightningCLI):
-    """Lightning's CLI; the checkpoint-over-config merge is disabled."""
+class CLI(ConfigCLI):
+    """With a run directory; the checkpoint-over-config merge is disabled."""
 
     def _parse_ckpt_path(self) -> None:
         """Lightning 2.6.6 lets a checkpoint's hyperparameters override the command line, and
@@ -141,24 +92,6 @@ class CLI(LightningCLI):
                 "--output", type=str | None, help="File for the predictions (.jsonl)."
             )
         return parser
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Say what is wrong in one line."""
-        command, *words = args
-        options = [action.dest for action in self._subcommand_parsers[command]._actions]
-        configs = config_files(words)
-        read_configs(configs, options)
-        try:
-            super().parse_arguments(parser, args)
-        except ParserError as error:
-            raise UserError(explain(error, Context(options, BASES, configs, words))) from error
-
-    def instantiate_classes(self) -> None:
-        """Bring to light what a class refused."""
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            raise buried(error) or error from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -228,10 +161,17 @@ class CLI(LightningCLI):
         fitting = self.subcommand == "fit" and not options.fast_dev_run
         options.logger = build_loggers(options.logger, run_dir) if fitting else False
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
             given = ", ".join(f"{k} {options[k]!r}" for k in ("accelerator", "devices", "strategy"))
             raise UserError(f"trainer ({given}): {one_line(str(error))}") from error
+        # Under SLURM, Lightning 2.6.6 silently trains with the tasks there are.
+        if trainer.world_size < (wanted := trainer.num_devices * trainer.num_nodes):
+            raise UserError(
+                f"trainer.devices x trainer.num_nodes is {wanted}, this job has "
+                f"{trainer.world_size} processes: give srun --ntasks-per-node {trainer.num_devices}"
+            )
+        return trainer
 
     def before_fit(self) -> None:
         """Say where the run goes on."""
@@ -323,7 +263,14 @@ def run(command: str, args: list[str]) -> None:
     quieten()
     keep_freed_memory()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    CLI(
+
+    class Command(CLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            """Only the one asked for: building the parsers of all takes longer than the rest."""
+            return {command: CLI.subcommands()[command]}
+
+    Command(
         PhaseModule,
         PhaseData,
         subclass_mode_model=True,
