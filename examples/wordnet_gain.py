@@ -80,14 +80,18 @@ def compare() -> None:
     rows = []
     for seed in range(arguments.seeds):
         began = time.monotonic()
-        with (
-            open(log, "a") as stream,
-            contextlib.redirect_stderr(stream),
-            contextlib.redirect_stdout(stream),
-        ):
-            rows.append(
-                one_seed(seed, arguments.output, arguments.labels, arguments.epochs, options)
-            )
+        try:
+            with (
+                open(log, "a") as stream,
+                contextlib.redirect_stderr(stream),
+                contextlib.redirect_stdout(stream),
+            ):
+                rows.append(
+                    one_seed(seed, arguments.output, arguments.labels, arguments.epochs, options)
+                )
+        except BaseException:
+            print(f"failed at seed {seed}: see {log}", flush=True)
+            raise
         shown = ", ".join(f"{way} {score:.3f}" for way, score in zip(WAYS, rows[-1], strict=True))
         print(f"seed {seed}: {shown} ({time.monotonic() - began:.0f} s)", flush=True)
     for way, scores in zip(WAYS, zip(*rows, strict=True), strict=True):

@@ -18,7 +18,10 @@ NOISE = re.compile(
     r"Namespace|usage:|tip:|typing\."
 )
 # What a run may say before it is refused.
-NEWS = ("inherited: ", "model: ", "loaded from ", "resuming from ", "prepare: ", "tokenizer: ")
+NEWS = (
+    *("inherited: ", "model: ", "loaded from ", "resuming from ", "prepare: ", "tokenizer: "),
+    *("train: ", "validation: "),
+)
 
 CONFIG = """\
 run_dir: {run_dir}
@@ -384,8 +387,8 @@ def test_after_a_run(name, place):
         ("  init_args:\n    obj", "  init_argz:\n    obj", ("'model.init_args'?",)),
         ("length: 32\n", "length: abc\n", ("data.length is 'abc'", "expected int")),
         (
-            "class_path: MaskedLM",
-            "class_path: MaskdLM",
+            "MaskedLM, init",
+            "MaskdLM, init",
             ("model.objective is 'MaskdLM'", "'MaskedLM'?"),
         ),
         ("trainer: {", "trainer: {[", ("not YAML",)),
@@ -479,6 +482,11 @@ def test_what_is_printed(place, capsys):
         "",
         "error: unknown key 'data.max_lenght': did you mean 'data.max_length'?\n",
     )
+
+
+def test_only_a_machine_s_first_process_says_it():
+    run = call(["fitt"], LOCAL_RANK="1")
+    assert (run.code, run.out, run.err) == (2, "", "")
 
 
 @pytest.mark.parametrize(

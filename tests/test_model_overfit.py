@@ -8,8 +8,8 @@ import torch
 
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
 from ptft_lightning.data.batch import Batch, build_batch
+from ptft_lightning.data.example_rows import pack_examples
 from ptft_lightning.data.examples import Example
-from ptft_lightning.data.task_data import pack_examples
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.modules.nets import Net, PretrainNet, TaskNet, fill
 from ptft_lightning.modules.optimizers import OptimizerConfig, build_optimizer

@@ -13,8 +13,8 @@ from torch import Tensor
 from ptft_lightning import terms
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
 from ptft_lightning.data.batch import Batch, build_batch
+from ptft_lightning.data.example_rows import pack_examples
 from ptft_lightning.data.examples import Encoded
-from ptft_lightning.data.task_data import pack_examples
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.modules.nets import Net, PretrainNet, TaskNet
 from ptft_lightning.objectives.causal import CausalLM

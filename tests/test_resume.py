@@ -186,12 +186,28 @@ def test_a_torn_checkpoint_given_by_name_is_refused(options, tmp_path):
 )
 def test_a_terminated_run_saves_and_resumes(options, undisturbed, tmp_path, step):
     stop = {"class_path": "faults.kit.Terminate", "init_args": {"step": step}}
-    run = call(words("fit", options("parts", trainer__callbacks=[stop])))
+    audit = {"audit": str(tmp_path / "parts" / "audit")}
+    check = {"class_path": "faults.kit.CheckAudit", "init_args": audit}
+    run = call(words("fit", options("parts", trainer__callbacks=[stop, check])))
     assert run.code == EXIT_CODE
     assert f"told to end: saved step {step + 1}, resume with --ckpt_path last" in run.err
     assert len(read_audit(tmp_path / "parts")) == step + 1
     assert (tmp_path / "parts" / "checkpoints" / f"step={step + 1:08d}.ckpt").is_file()
     assert "done:" not in run.err
+    done(words("fit", options("parts", ckpt_path="last")))
+    assert_same_runs(undisturbed[options.phase], tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("options", "step"), [("pretrain", 6), ("finetune", 15)], indirect=["options"]
+)
+def test_a_validation_due_where_a_run_broke_off_is_not_skipped(
+    options, undisturbed, tmp_path, step
+):
+    """A checkpoint is due at the same step; Lightning would skip the validation after resuming."""
+    crash = {"class_path": "faults.kit.CrashInValidation", "init_args": {"step": step}}
+    with pytest.raises(RuntimeError, match="the machine burns"):
+        call(words("fit", options("parts", trainer__callbacks=[crash])))
     done(words("fit", options("parts", ckpt_path="last")))
     assert_same_runs(undisturbed[options.phase], tmp_path / "parts")
 
@@ -365,11 +381,20 @@ def foreign_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, A
 
 @phase_one
 def test_an_explicit_rate_is_honoured(options, tmp_path):
-    """Lightning 2.6.6 would give the checkpoint's silently."""
-    done(words("fit", options("run", trainer__max_steps=4, **STEADY)))
-    more = {**STEADY, "model__optimizer": {"schedule": "constant", "warmup": 0, "lr": 0.0123}}
-    done(words("fit", options("run", trainer__max_steps=6, ckpt_path="last", **more)))
-    assert [row["lr"] for row in read_metrics(tmp_path / "run")] == ["0.001"] * 4 + ["0.0123"] * 2
+    """Lightning 2.6.6 would restore the optimizer's own silently. Adam's step is linear in it."""
+    before = options("before", trainer__max_steps=4, **STEADY)
+    done(words("fit", before))
+    start, moved = weights(tmp_path / "before"), {}
+    for rate in (0.001, 0.003):
+        shutil.copytree(tmp_path / "before", tmp_path / str(rate))
+        optimizer = {"schedule": "constant", "warmup": 0, "lr": rate, "weight_decay": 0}
+        more = {**STEADY, "model__optimizer": optimizer, "ckpt_path": "last"}
+        done(words("fit", options(str(rate), trainer__max_steps=5, **more)))
+        assert read_metrics(tmp_path / str(rate))[-1]["lr"] == str(rate)
+        after = weights(tmp_path / str(rate))
+        moved[rate] = torch.cat([(after[k] - start[k]).flatten() for k in sorted(start)])
+    assert moved[0.001].norm() > 0
+    torch.testing.assert_close(moved[0.003], 3 * moved[0.001], rtol=1e-2, atol=1e-6)
 
 
 @phase_one

@@ -63,9 +63,11 @@ def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Te
     Each value depends on (seed, name) alone: neither the device, the sharding nor the order in
     which modules are built changes it, and a rank can make one tensor at a time.
     """
+    # On the CPU by name: Lightning builds models under the accelerator's device.
     if len(shape) == 1:
-        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+        value = 0.0 if name.endswith("bias") else 1.0
+        return torch.full(tuple(shape), value, device="cpu")
     residual = name.endswith(("out.weight", "down.weight"))
     std = STD / math.sqrt(2 * layers) if residual else STD
-    generator = torch.Generator().manual_seed(random_key(seed, name) % 2**63)
-    return torch.empty(tuple(shape)).normal_(0.0, std, generator=generator)
+    generator = torch.Generator(device="cpu").manual_seed(random_key(seed, name) % 2**63)
+    return torch.empty(tuple(shape), device="cpu").normal_(0.0, std, generator=generator)

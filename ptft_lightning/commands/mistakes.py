@@ -148,7 +148,7 @@ def _settings(owner: str) -> list[str]:
 
 
 def _missing(names: list[str], key: str, owner: str) -> str:
-    if names == ["fit.data", "fit.model"]:
+    if {"fit.data", "fit.model"}.intersection(names):
         return "what to train? give --config FILE, or --model and --data"
     prefix = f"{key}." if key else ""
     listed = " and ".join(prefix + name for name in names)

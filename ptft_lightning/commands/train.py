@@ -132,7 +132,8 @@ class CLI(ConfigCLI):
         if self.subcommand == "predict" and not phase_two:
             raise UserError("predict needs a phase-two run: give --run_dir of a FinetuneModule's")
         model = options.model.init_args
-        if model.init_from is None or phase_two:
+        own = options.ckpt_path is not None or (run_dir / "bundle").is_dir()
+        if own or model.init_from is None or phase_two:
             model.init_from = bundle_of(options.ckpt_path, run_dir)
         model.backbone = None
         options.ckpt_path = None

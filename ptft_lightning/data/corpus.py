@@ -123,11 +123,22 @@ class CorpusDataModule(PhaseData):
         module.preflight(self)
         if not (Path(self.store) / "manifest.json").is_file():
             self._prepare()
-        elif self.files and read_manifest(self.store).plan.get("files") != self.files:
+        elif self.files:
+            self._check_plan(read_manifest(self.store).plan)
+
+    def _check_plan(self, plan: dict[str, Any]) -> None:
+        """A finished store must be of these files, as they are now."""
+        asked = {
+            "files": self.files,
+            "column": self.column,
+            "held_out": self.validation_share,
+            "sizes": [text_size(file) for file in self.files],
+        }
+        changed = [f"{k} {plan.get(k)} -> {v}" for k, v in asked.items() if plan.get(k) != v]
+        if changed:
             raise UserError(
-                f"the token store '{self.store}' was made from "
-                f"{read_manifest(self.store).plan.get('files')}, data.files is {self.files}: give "
-                "another data.store, or leave data.files out"
+                f"the token store '{self.store}' was made from something else "
+                f"({', '.join(changed)}): give another data.store, or leave data.files out"
             )
 
     def _prepare(self) -> None:
@@ -196,10 +207,10 @@ class CorpusDataModule(PhaseData):
         )
 
     @property
-    def tokens_per_byte(self) -> float | None:
+    def predicted_per_byte(self) -> float | None:
         """For bits-per-byte; None where the tokenizer does not give the text back."""
         store = self.validation_rows.store if len(self.validation_rows) else self.train_rows.store
-        return store.tokens_per_byte if store.manifest.round_trips else None
+        return store.predicted_per_byte if store.manifest.round_trips else None
 
     @property
     def train_samples(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
 from typing import Any, cast
 
 import lightning as L
@@ -50,6 +51,8 @@ class PhaseData(L.LightningDataModule):
         # Preparation runs once, on global rank 0; the others wait without a time-out.
         self.prepare_data_per_node = False
         self.segments = Segments((Segment(0, 0, global_batch_size),))
+        self._epochs: int | None = None
+        self._step_limit = -1
 
     # What a subclass says of itself.
 
@@ -101,12 +104,20 @@ class PhaseData(L.LightningDataModule):
         trainer = self._trainer()
         fit_loop = trainer.fit_loop
         if fit_loop.max_epochs not in EPOCHS_UNSET:
-            steps = fit_loop.max_epochs * self.steps_per_epoch
-            limits = [n for n in (steps, fit_loop.max_steps) if n >= 0]
-            fit_loop.epoch_loop.max_steps = min(limits)
+            self._epochs, self._step_limit = fit_loop.max_epochs, fit_loop.max_steps
             fit_loop.max_epochs = -1
+            self._count_epochs()
         if fit_loop.max_steps < 0:
             raise UserError("how long to train? give trainer.max_steps or trainer.max_epochs")
+
+    def _count_epochs(self) -> None:
+        """Train until every sample of `max_epochs` epochs was taken, or for `max_steps`."""
+        if self._epochs is None:
+            return
+        samples = self._epochs * self.train_samples
+        steps = bisect_left(range(samples + 1), samples, key=lambda s: self.segments.span(s)[0])
+        limits = [n for n in (steps, self._step_limit) if n >= 0]
+        self._trainer().fit_loop.epoch_loop.max_steps = min(limits)
 
     def _set_validation(self) -> None:
         """`trainer.val_check_interval` counts optimizer steps; 1.0 (the default) means an epoch."""
@@ -183,6 +194,7 @@ class PhaseData(L.LightningDataModule):
         step = state_dict["step"]  # the trainer's own step is restored later
         if self.segments.table[-1].global_batch != self.global_batch_size:
             self.segments = self.segments.change(step, self.global_batch_size)
+        self._count_epochs()
 
 
 def say(message: str) -> None:

@@ -160,9 +160,10 @@ class TokenStore:
         return sum(shard.tokens for shard in self.shards)
 
     @property
-    def tokens_per_byte(self) -> float:
-        """Tokens over UTF-8 bytes of the split."""
-        return self.total_tokens / max(1, sum(shard.text_bytes for shard in self.shards))
+    def predicted_per_byte(self) -> float:
+        """Tokens a causal model predicts, all but the first of a document, over UTF-8 bytes."""
+        predicted = sum(shard.tokens - shard.documents for shard in self.shards)
+        return predicted / max(1, sum(shard.text_bytes for shard in self.shards))
 
     @cached_property
     def _open(self) -> list[tuple[Ids, Ids]]:

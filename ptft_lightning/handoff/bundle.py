@@ -206,6 +206,16 @@ def write_bundle(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def recover_directories(parent: Path) -> None:
+    """Put back what `replace_directory` had moved aside when it was killed between its renames."""
+    for old in parent.glob(".*.old"):
+        target = old.with_name(old.name[1:].rsplit(".", 2)[0])
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, target)
+
+
 def replace_directory(temporary: Path, target: Path) -> None:
     """Sync a finished directory and rename it to its place; what stood there is removed after."""
     for file in temporary.rglob("*"):

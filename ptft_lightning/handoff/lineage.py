@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ptft_lightning import __version__
+from ptft_lightning.handoff.bundle import Bundle
 
 PACKAGES = ("torch", "lightning", "tokenizers", "numpy")
 
@@ -16,6 +17,11 @@ def versions() -> dict[str, str]:
     """Versions that computed the model."""
     own = {"ptft_lightning": __version__, "python": platform.python_version()}
     return own | {name: version(name) for name in PACKAGES}
+
+
+def parent_of(bundle: Bundle) -> dict[str, Any]:
+    """A parent's entry: its hash, its phase and its own lineage."""
+    return {"hash": bundle.hash, "phase": bundle.config["phase"], **bundle.lineage}
 
 
 def model_card(config: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:

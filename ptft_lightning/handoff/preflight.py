@@ -97,3 +97,23 @@ class Preflight:
         if self.problems:
             raise UserError("; ".join(self.problems))
         return self.inherited
+
+
+def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
+    """Compare the bundle part of a checkpoint that a run wants to go on from with the run's own.
+
+    Raises:
+        UserError: it is of another program, another phase or another model.
+    """
+    if saved is None:
+        raise UserError("ckpt_path: this checkpoint was not written by ptft_lightning")
+    theirs = saved["config"]
+    if theirs["phase"] != mine["phase"]:
+        raise UserError(
+            f"ckpt_path names a {theirs['phase']} checkpoint, this is a {mine['phase']} run: to "
+            "start from its weights give --model.init_from instead"
+        )
+    changed = [k for k in ("backbone", "head") if theirs[k] != mine[k]]
+    if changed:
+        listed = "; ".join(f"{k} was {theirs[k]}, is {mine[k]}" for k in changed)
+        raise UserError(f"ckpt_path: the checkpoint's model is another one ({listed})")

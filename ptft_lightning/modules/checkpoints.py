@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ptft_lightning.data.module import say
-from ptft_lightning.handoff.bundle import replace_directory, write_bundle
+from ptft_lightning.handoff.bundle import recover_directories, replace_directory, write_bundle
 from ptft_lightning.handoff.lineage import model_card
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.tasks.base import Task
@@ -75,7 +75,11 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove what a save left behind that was killed."""
-        for path in self.directory.glob(".*step=*") if trainer.is_global_zero else []:
+        if not trainer.is_global_zero:
+            return
+        recover_directories(self.run_dir)
+        recover_directories(self.directory)
+        for path in self.directory.glob(".*step=*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,7 +119,8 @@ class Checkpoints(Callback):
             return
         if self.saved_step != trainer.global_step:
             self.save(trainer)
-        if not self.unfinished and (module.phase == "pretrain" or self.best is None):
+        kept = module.phase == "finetune" and self.best is not None
+        if not self.unfinished and not (kept and (self.run_dir / "bundle").is_dir()):
             self._write_bundle(trainer, module)
 
     def _due(self, trainer: L.Trainer) -> bool:

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Let glibc reuse the memory of large tensors instead of returning it to the kernel.
 
     By default each tensor over 32 MB is mapped anew, page fault by page fault, at every step:
-    about a third of the CPU time of a small model (benchmarks/README.md). The price is a higher
+    a third of the CPU time of a small causal model (docs/results.md). The price is a higher
     peak, from fragmentation. Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] != "glibc":

@@ -28,7 +28,11 @@ class CsvMetrics(Logger):
             with open(file, newline="") as stream:
                 reader = csv.DictReader(stream)
                 self.columns = list(reader.fieldnames or self.columns)
-                self.rows = {int(row["step"]): row for row in reader}
+                # A kill may have torn the last line.
+                whole = (
+                    row for row in reader if row["step"].isdigit() and None not in row.values()
+                )
+                self.rows = {int(row["step"]): row for row in whole}
 
     @property
     def name(self) -> str:

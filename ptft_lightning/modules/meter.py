@@ -43,7 +43,9 @@ class Meter:
         values = [t.weight * t.total.detach() for t in output.terms.values()]
         values += [t.count for t in output.terms.values()]
         values += list(output.sums.values())
-        stacked = torch.stack([v.detach().double() for v in values])
+        # Apple's GPUs have no float64.
+        exact = torch.float32 if values[0].device.type == "mps" else torch.float64
+        stacked = torch.stack([v.detach().to(exact) for v in values])
         self.sums = stacked if self.sums is None else self.sums + stacked
         self.tokens += batch.real_tokens
         self.places += batch.tokens.numel()
@@ -51,7 +53,7 @@ class Meter:
     def take(self, strategy: Any) -> Sums:
         """The sums over all ranks so far; start anew."""
         assert self.sums is not None, "nothing was added to the meter"
-        host = torch.tensor([self.tokens, self.places], dtype=torch.float64)
+        host = torch.tensor([self.tokens, self.places], dtype=self.sums.dtype)
         both = torch.cat([self.sums, host.to(self.sums.device)])
         *values, tokens, places = strategy.reduce(both, reduce_op="sum").tolist()
         n = len(self.terms)

@@ -17,7 +17,8 @@ from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.sample_order import random_key
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, Bundle, open_bundle
-from ptft_lightning.handoff.lineage import versions
+from ptft_lightning.handoff.lineage import parent_of, versions
+from ptft_lightning.handoff.preflight import check_resume
 from ptft_lightning.modules.lightning_edges import correct_batch_progress
 from ptft_lightning.modules.meter import Meter
 from ptft_lightning.modules.nets import Net, fill, shard, whole_state
@@ -48,10 +49,8 @@ class PhaseModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.optimizer_config, self.seed = optimizer, seed
-        self.compile_layers, self.activation_checkpointing = (
-            compile_layers,
-            activation_checkpointing,
-        )
+        self.compile_layers = compile_layers
+        self.activation_checkpointing = activation_checkpointing
         self.bundle: Bundle | None = open_bundle(init_from) if init_from is not None else None
         self.built = False
         self.train_meter, self.eval_meter = Meter(), Meter()
@@ -150,7 +149,7 @@ class PhaseModule(L.LightningModule):
         self.clock, self.logged_step = time.perf_counter(), self.global_step
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by place: Lightning saves no random state, so that a resume would differ."""
+        """Seed dropout by place: Lightning saves no random state."""
         place = (self.seed, self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
         torch.manual_seed(random_key("step", *place, self.global_rank) % 2**63)
 
@@ -189,9 +188,9 @@ class PhaseModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every `log_every_n_steps` steps; nothing is read from the device between."""
-        trainer = self.trainer
+        trainer = cast(Any, self.trainer)
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and self.global_step % max(1, int(cast(Any, trainer).log_every_n_steps)) == 0:
+        if stepped and self.global_step % max(1, trainer.log_every_n_steps) == 0:
             self._log_training()
 
     def _log_training(self) -> None:
@@ -273,19 +272,7 @@ class PhaseModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; repair what Lightning restores wrongly."""
-        if CHECKPOINT_KEY not in checkpoint:
-            raise UserError("ckpt_path: this checkpoint was not written by ptft_lightning")
-        theirs = checkpoint[CHECKPOINT_KEY]["config"]
-        if theirs["phase"] != self.phase:
-            raise UserError(
-                f"ckpt_path names a {theirs['phase']} checkpoint, this is a {self.phase} run: to "
-                "start from its weights give --model.init_from instead"
-            )
-        mine = self.bundle_config()
-        changed = [k for k in ("backbone", "head") if theirs[k] != mine[k]]
-        if changed:
-            listed = "; ".join(f"{k} was {theirs[k]}, is {mine[k]}" for k in changed)
-            raise UserError(f"ckpt_path: the checkpoint's model is another one ({listed})")
+        check_resume(checkpoint.get(CHECKPOINT_KEY), self.bundle_config())
         self.tokens_seen = checkpoint["tokens_seen"]
         correct_batch_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
@@ -294,15 +281,6 @@ class PhaseModule(L.LightningModule):
         # Those since the last report are still in the meter.
         unreported = torch.tensor(self.train_meter.tokens, device=self.device)
         unreported = self.trainer.strategy.reduce(unreported, reduce_op="sum")
-        parents = []
-        if self.bundle is not None:
-            parents.append(
-                {
-                    "hash": self.bundle.hash,
-                    "phase": self.bundle.config["phase"],
-                    **self.bundle.lineage,
-                }
-            )
         metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         return {
             "steps": self.global_step,
@@ -313,7 +291,7 @@ class PhaseModule(L.LightningModule):
             "data": self.data.identity(),
             "metrics": metrics,
             "versions": versions(),
-            "parents": parents,
+            "parents": [parent_of(self.bundle)] if self.bundle is not None else [],
         }
 
     def gather_state(self) -> dict[str, Tensor]:

@@ -109,7 +109,7 @@ class PretrainModule(PhaseModule):
         """Loss and accuracy with perplexity and, where it means something, bits-per-byte."""
         values = super().summary(losses, metrics)
         values["perplexity"] = perplexity(values["loss"])
-        rate = cast(CorpusDataModule, self.data).tokens_per_byte
+        rate = cast(CorpusDataModule, self.data).predicted_per_byte
         if self.objective.per_byte and rate is not None:
             values["bits_per_byte"] = values["loss"] / math.log(2) * rate
         return values

@@ -88,8 +88,8 @@ def test_stream_is_every_document_in_the_order_of_units(
         assert sum(s.text_bytes for s in shards) == text_bytes[split]
     assert manifest.tokenizer == bpe.fingerprint
     assert manifest.round_trips
-    assert TokenStore(tmp_path, "train").tokens_per_byte == pytest.approx(
-        sum(map(len, expected["train"])) / text_bytes["train"]
+    assert TokenStore(tmp_path, "train").predicted_per_byte == pytest.approx(
+        sum(len(ids) - 1 for ids in expected["train"]) / text_bytes["train"]
     )
 
 

@@ -144,6 +144,27 @@ class Terminate(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class CrashInValidation(Callback):
+    """An exception nobody foresaw, when the validation after a step begins."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("the machine burns")
+
+
+class CheckAudit(Callback):
+    """At every save, the audit knows every step that the checkpoint knows."""
+
+    def __init__(self, audit: str) -> None:
+        self.audit = Path(audit)
+
+    def on_save_checkpoint(self, trainer: Any, *args: Any) -> None:
+        assert len(self.audit.read_text().splitlines()) == trainer.global_step
+
+
 class KeepScores(Callback):
     """Write, at each validation of a fit, the probabilities that the fit itself computes."""
 

@@ -126,7 +126,7 @@ def test_validation_reports_what_the_objective_means(store: Path, bpe_path: Path
     (values,) = trainer.validate(trainer.lightning_module, datamodule=data, verbose=False)
     assert set(values) == {"val_loss", "val_accuracy", "val_perplexity", "val_bits_per_byte"}
     assert values["val_perplexity"] == pytest.approx(math.exp(values["val_loss"]), rel=1e-5)
-    rate = data.tokens_per_byte
+    rate = data.predicted_per_byte
     assert rate is not None
     bits = values["val_loss"] / math.log(2) * rate
     assert values["val_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
