@@ -98,13 +98,18 @@ def test_a_config_trains_two_steps_and_its_run_can_be_used(file, paths, tmp_path
         assert "test_accuracy" in json.loads(done(["test", "--run_dir", str(run_dir)]).out)
 
 
-@pytest.mark.parametrize("file", OVERLAYS, ids=name)
-def test_an_overlay_goes_with_another_config(file, paths, tmp_path):
-    """As its own first lines say; with one device here, with two in test_resume.py."""
+def test_overlays_go_with_another_config(paths, tmp_path):
+    """As their own first lines say; with one device here, with two in test_resume.py."""
     base = ROOT / "configs" / "pretrain" / "gpt.yaml"
     one = {"trainer.devices": 1, "model.backbone.dim": 32, "model.backbone.depth": 2}
-    options = words("", paths(base) | SMALL | one)[1:]
-    run = finish(launch(["fit", "--config", str(base), "--config", str(file), *options]))
-    assert run.code == 0, run.err
-    used = settings(tmp_path / "run" / "config.yaml")["trainer"]
-    assert {k: used[k] for k in settings(file)["trainer"]} == settings(file)["trainer"]
+    processes = []
+    for file in OVERLAYS:
+        mine = {key: str(tmp_path / file.stem / key) for key in ("run_dir", "data.store")}
+        options = words("", paths(base) | SMALL | one | mine)[1:]
+        configs = ["--config", str(base), "--config", str(file)]
+        processes.append(launch(["fit", *configs, *options]))
+    for file, process in zip(OVERLAYS, processes, strict=True):
+        run = finish(process)
+        assert run.code == 0, run.err
+        used = settings(tmp_path / file.stem / "run_dir" / "config.yaml")["trainer"]
+        assert {k: used[k] for k in settings(file)["trainer"]} == settings(file)["trainer"]

@@ -109,12 +109,37 @@ def assert_same_runs(one: Path, other: Path) -> None:
 # SIGKILL.
 
 
-@both_phases
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_resumes_to_the_same_bits(options, undisturbed, workers):
-    # One kill a case here, each case at another step; many in the slow test.
-    rng = random.Random(f"{options.phase} {workers}")
-    kill_and_compare(options, undisturbed, workers, [rng.randint(2, STEPS - 6)])
+CASES = [(phase, workers) for phase in ("pretrain", "finetune") for workers in (0, 2)]
+
+
+@pytest.fixture(scope="module")
+def killed(
+    tmp_path_factory: pytest.TempPathFactory, inputs: dict[str, tuple[Path, Path]]
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """The options of runs that were killed, each at another step; see the slow test for more."""
+    at, rng = tmp_path_factory.mktemp("killed"), random.Random(0)
+    runs = {}
+    for phase, workers in CASES:
+        options = Options(phase, at, inputs[phase])
+        runs[phase, workers] = options(f"{phase}{workers}", data__workers=workers)
+    steps = rng.sample(range(2, STEPS - 6), len(CASES))
+    audits = [Path(run["data.audit"]) for run in runs.values()]
+    args = [words("fit", run) for run in runs.values()]
+    kill_at(list(zip(args, audits, steps, strict=True)))
+    return runs
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_killed_run_resumes_to_the_same_bits(killed, undisturbed, case):
+    run_dir = Path(killed[case]["run_dir"])
+    assert len(read_audit_so_far(run_dir)) < STEPS
+    done(words("fit", killed[case] | {"ckpt_path": "last"}))
+    assert_same_runs(undisturbed[case[0]], run_dir)
+
+
+def read_audit_so_far(run_dir: Path) -> list[str]:
+    """The lines of an audit whose last one may be torn."""
+    return (run_dir / "audit").read_text().splitlines()
 
 
 @pytest.mark.slow
@@ -132,7 +157,7 @@ def kill_and_compare(
     parts = options("parts", data__workers=workers, ckpt_path="last")
     run_dir = Path(parts["run_dir"])
     for step in steps:
-        kill_at(words("fit", parts), run_dir / "audit", step)
+        kill_at([(words("fit", parts), run_dir / "audit", step)])
     done(words("fit", parts))
     assert len(read_audit(run_dir)) == STEPS
     assert_same_runs(undisturbed[options.phase], run_dir)
@@ -226,8 +251,9 @@ def test_a_terminated_process_exits_with_75(options, tmp_path):
 
 # Other ranks.
 
-DDP = {"trainer__devices": 2, "config": "configs/trainer/ddp.yaml"}
-FSDP = {"trainer__devices": 2, "config": "configs/trainer/fsdp.yaml"}
+OVERLAYS = Path(__file__).parent.parent / "configs" / "trainer"
+DDP = {"trainer__devices": 2, "config": str(OVERLAYS / "ddp.yaml")}
+FSDP = {"trainer__devices": 2, "config": str(OVERLAYS / "fsdp.yaml")}
 # Without dropout, whose seed holds the rank, and with a rate that does not depend on max_steps.
 STEADY = {
     "model__backbone": {"dim": 32, "depth": 2, "heads": 2, "max_length": 32, "causal": True},
@@ -250,7 +276,6 @@ def assert_close_runs(one: Path, other: Path) -> None:
 @phase_one
 def test_two_ranks_then_one_then_two(options, tmp_path):
     """SIGTERM reaches one of two ranks alone; the run goes on with one rank, then with two."""
-    done(words("fit", options("whole", trainer__max_steps=40, **STEADY)))
     long = options("parts", trainer__max_steps=100_000, **STEADY, **DDP)
     process = launch(words("fit", long))
     wait_for_lines(process, tmp_path / "parts" / "audit", 3)
@@ -259,12 +284,13 @@ def test_two_ranks_then_one_then_two(options, tmp_path):
     assert run.code == EXIT_CODE, run.err
     assert "Traceback" not in run.err
     saved = len(read_audit(tmp_path / "parts"))
-    assert saved < 24, "the test's machine was too slow to stop in time"
-    done(words("fit", options("parts", trainer__max_steps=25, ckpt_path="last", **STEADY)))
-    assert len(read_audit(tmp_path / "parts")) == 25
-    last = options("parts", trainer__max_steps=40, ckpt_path="last", **STEADY, **DDP)
-    run = finish(launch(words("fit", last)))
+    part = {"ckpt_path": "last", **STEADY}
+    done(words("fit", options("parts", trainer__max_steps=saved + 7, **part)))
+    run = finish(
+        launch(words("fit", options("parts", trainer__max_steps=saved + 15, **part, **DDP)))
+    )
     assert run.code == 0, run.err
+    done(words("fit", options("whole", trainer__max_steps=saved + 15, **STEADY)))
     assert_close_runs(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -19,11 +19,13 @@ import yaml
 
 from ptft_lightning.errors import UserError
 
+# "Option 'x' is not accepted", "Group 'g' does not accept option 'x'", "Subcommand 'fit' does ..."
 UNKNOWN_KEY = re.compile(
     r"(?:Group '(?P<group>.+)' does not|Subcommand .* does not|Option) ?"
     r"(?:accept option )?'(?P<key>.+?)'"
 )
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (?P<word>[^\s=]+)")
+# "Expected a <class 'int'>. Got value: abc"
 WRONG_TYPE = re.compile(
     r"Expected an? (?!dot import|path)(?P<type>.+?)(?:\. Got value: .*)?$", re.M
 )

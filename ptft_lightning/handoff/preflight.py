@@ -99,6 +99,9 @@ class Preflight:
         return self.inherited
 
 
+DECIDING = ("backbone", "head", "tuning", "seed")  # of a model, what a resume must not change
+
+
 def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
     """Compare the bundle part of a checkpoint that a run wants to go on from with the run's own.
 
@@ -113,7 +116,15 @@ def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
             f"ckpt_path names a {theirs['phase']} checkpoint, this is a {mine['phase']} run: to "
             "start from its weights give --model.init_from instead"
         )
-    changed = [k for k in ("backbone", "head") if theirs[k] != mine[k]]
-    if changed:
-        listed = "; ".join(f"{k} was {theirs[k]}, is {mine[k]}" for k in changed)
-        raise UserError(f"ckpt_path: the checkpoint's model is another one ({listed})")
+    theirs = theirs | {"seed": saved["lineage"]["seed"]}
+    pairs = [(key, theirs[key], mine[key]) for key in DECIDING if key in mine]
+    if changed := [line for pair in pairs for line in _differences(*pair)]:
+        raise UserError(f"ckpt_path: the checkpoint's model is another one ({'; '.join(changed)})")
+
+
+def _differences(name: str, was: Any, now: Any) -> list[str]:
+    """`name was x, is y` for each value that changed, inside dictionaries, too."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        inside = [_differences(f"{name}.{k}", was.get(k), now.get(k)) for k in {**was, **now}]
+        return [line for lines in inside for line in lines]
+    return [] if was == now else [f"{name} was {was!r}, is {now!r}"]

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from ptft_lightning.data.module import say
 from ptft_lightning.handoff.bundle import recover_directories, replace_directory, write_bundle
 from ptft_lightning.handoff.lineage import model_card
+from ptft_lightning.modules.nets import whole_state
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.tasks.base import Task
 
@@ -184,7 +185,7 @@ class Checkpoints(Callback):
         place = self.run_dir / "bundle"
         if checkpoint is not None:
             place = checkpoint.with_name(checkpoint.name + ".bundle")
-        tensors, lineage = module.gather_state(), module.lineage()
+        tensors, lineage = whole_state(module.net), module.lineage()
         if trainer.is_global_zero:
             config = module.bundle_config()
             card = model_card(config, lineage)

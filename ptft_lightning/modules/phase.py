@@ -8,6 +8,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -21,12 +22,8 @@ from ptft_lightning.handoff.lineage import parent_of, versions
 from ptft_lightning.handoff.preflight import check_resume
 from ptft_lightning.modules.lightning_edges import correct_batch_progress
 from ptft_lightning.modules.meter import Meter
-from ptft_lightning.modules.nets import Net, fill, shard, whole_state
-from ptft_lightning.modules.optimizers import (
-    OptimizerConfig,
-    apply_settings,
-    build_optimizer,
-)
+from ptft_lightning.modules.nets import Net, fill, shard
+from ptft_lightning.modules.optimizers import OptimizerConfig, apply_settings, build_optimizer
 from ptft_lightning.terms import Output
 
 
@@ -166,8 +163,8 @@ class PhaseModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Settings of this step, whatever state was restored."""
-        total = self.trainer.max_steps
-        self.rate = apply_settings(optimizer, self.optimizer_config, self.global_step, total)
+        now, total = self.global_step, self.trainer.max_steps
+        self.rate = apply_settings(optimizer, self.optimizer_config, now, total)
 
     def configure_gradient_clipping(
         self,
@@ -255,8 +252,12 @@ class PhaseModule(L.LightningModule):
 
     def _log_evaluation(self, prefix: str) -> None:
         values = {f"{prefix}_{name}": value for name, value in self.eval_values().items()}
-        # Already the same on every rank; `log_dict` feeds callbacks, loggers and the test table.
-        self.log_dict(values, rank_zero_only=False, sync_dist=False)
+        # Already the same on every rank; `log_dict` feeds callbacks and the test table. The step
+        # Lightning 2.6.6 gives to loggers is one too low, and one lower yet after a resume.
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        self.log_dict(values, logger=not fitting, rank_zero_only=False, sync_dist=False)
+        for logger in self.trainer.loggers if fitting else []:
+            logger.log_metrics(values, step=self.global_step)
 
     # Checkpoints and the handoff.
 
@@ -272,7 +273,8 @@ class PhaseModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; repair what Lightning restores wrongly."""
-        check_resume(checkpoint.get(CHECKPOINT_KEY), self.bundle_config())
+        mine = self.bundle_config() | {"seed": self.seed}
+        check_resume(checkpoint.get(CHECKPOINT_KEY), mine)
         self.tokens_seen = checkpoint["tokens_seen"]
         correct_batch_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
@@ -293,7 +295,3 @@ class PhaseModule(L.LightningModule):
             "versions": versions(),
             "parents": [parent_of(self.bundle)] if self.bundle is not None else [],
         }
-
-    def gather_state(self) -> dict[str, Tensor]:
-        """All tensors of the net, whole, on the CPU; every rank must call it."""
-        return whole_state(self.net)

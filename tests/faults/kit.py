@@ -109,21 +109,29 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> Run:
     return Run(process.returncode, out, err)
 
 
+def has_lines(process: subprocess.Popen[str], file: Path, count: int) -> bool:
+    """Whether a file that a process writes has `count` lines yet."""
+    if process.poll() is not None:
+        raise AssertionError(f"ended too early: {finish(process).err}")
+    return file.is_file() and file.read_bytes().count(b"\n") >= count
+
+
 def wait_for_lines(process: subprocess.Popen[str], file: Path, count: int) -> None:
-    """Until a growing file has `count` lines."""
-    while process.poll() is None:
-        if file.is_file() and file.read_bytes().count(b"\n") >= count:
-            return
+    """Until a file that a process writes has `count` lines."""
+    while not has_lines(process, file, count):
         time.sleep(0.001)
-    raise AssertionError(f"ended too early: {finish(process).err}")
 
 
-def kill_at(args: list[str], audit: Path, step: int) -> None:
-    """Start a run and SIGKILL all its processes when it has done `step` steps."""
-    process = launch(args)
-    wait_for_lines(process, audit, step)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert finish(process).code == -signal.SIGKILL
+def kill_at(runs: list[tuple[list[str], Path, int]]) -> None:
+    """Start several runs at once; SIGKILL each with its workers when it has done so many steps."""
+    alive = [(launch(args), audit, step) for args, audit, step in runs]
+    while alive:
+        for process, audit, step in list(alive):
+            if has_lines(process, audit, step):
+                os.killpg(process.pid, signal.SIGKILL)
+                assert finish(process).code == -signal.SIGKILL
+                alive.remove((process, audit, step))
+        time.sleep(0.001)
 
 
 def child_of(process: subprocess.Popen[str]) -> int:
