@@ -42,7 +42,7 @@ def test_resume_refuses_another_model(checkpoint: Path, store: Path, bpe_path: P
     deeper = tiny.pretrain(MaskedLM(0.3), shape={"norm_eps": 1e-6})
     said = resume(deeper, data, checkpoint)
     assert "another one (backbone.config.norm_eps was" in said
-    assert "'norm_eps': 1e-06" in said
+    assert "is 1e-06" in said
     said = resume(tiny.pretrain(MaskedLM(0.2)), tiny.corpus(store, bpe_path, **SIZES), checkpoint)
     assert "head was {'name': 'masked', 'config': {'rate': 0.3}}" in said
 
