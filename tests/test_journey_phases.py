@@ -163,9 +163,10 @@ def test_phase_two_leaves_the_best_bundle(phase_two, examples, tmp_path):
     assert sum(right) / len(right) == pytest.approx(max(accuracies))
 
 
-def test_test_needs_the_run_directory_alone(phase_two, examples, tmp_path):
+def test_test_needs_the_run_directory_alone(phase_two, examples, tmp_path, recwarn):
     run_dir, _ = phase_two
     run = done(["test", "--run_dir", str(run_dir)])
+    assert [str(warning.message) for warning in recwarn] == []
     metrics = json.loads(run.out)
     assert json.loads((run_dir / "test.json").read_text()) == metrics
     output = tmp_path / "predictions.jsonl"

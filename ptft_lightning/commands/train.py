@@ -254,6 +254,7 @@ def quieten() -> None:
         "`weights_only` was not set",
         "when logging on epoch level in distributed setting",  # ours are reduced already
         "You defined a `validation_step`",  # no document was held out
+        "but have no logger configured",  # test and validate print what they log
         "Precision bf16-mixed is not supported by the model summary",
     ):
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
