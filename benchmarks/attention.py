@@ -38,7 +38,7 @@ def main() -> None:
             shape = (rows, HEADS, length, WIDTH)
             q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3))
             documents = (torch.arange(length) // 40 + 1).expand(rows, length)
-            mask = attention_mask(documents, False, dtype)
+            mask = attention_mask(documents, False, dtype, (length, length))
 
             def plain() -> None:
                 _plain(q, k, v, mask, False, 0.0).sum().backward()  # noqa: B023

@@ -21,18 +21,35 @@ from torch import Tensor
 PLAIN_MAX_LENGTH = 256  # benchmarks/attention.py
 
 
-def attention_mask(documents: Tensor | None, causal: bool, dtype: torch.dtype) -> Tensor | None:
-    """The additive mask of packed rows, (B, 1, T, T) with 0 and -inf; None where rows are full.
+def attention_mask(
+    documents: Tensor | None,
+    causal: bool,
+    dtype: torch.dtype,
+    span: tuple[int, int],
+    window: int | None = None,
+    device: torch.device | None = None,
+) -> Tensor | None:
+    """The additive mask of `span` = (queries, keys) tokens, (B or 1, 1, Q, K) with 0 and -inf.
 
-    Made once per forward and shared by all layers. Padding attends padding, so that no row of
-    scores is empty.
+    None where it would say no more than `causal` does. The queries are the last of the keys;
+    `documents` (B, K) are those of the keys; a `window` hides what is further away. Made once per
+    forward and shared by layers. Padding attends padding, so that no row of scores is empty.
     """
-    if documents is None:
+    queries, keys = span
+    narrow = window is not None and keys > window + 1
+    if documents is None and not narrow and (not causal or queries in (1, keys)):
         return None
-    allowed = documents[:, :, None] == documents[:, None, :]
+    device = device if documents is None else documents.device
+    key = torch.arange(keys, device=device)
+    query = key[keys - queries :, None]
+    allowed = torch.ones(1, queries, keys, dtype=torch.bool, device=device)
+    if documents is not None:
+        allowed = documents[:, keys - queries :, None] == documents[:, None, :]
     if causal:
-        allowed = allowed.tril()
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        allowed = allowed & (key <= query)
+    if window is not None:
+        allowed = allowed & ((query - key).abs() <= window)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
     return mask.masked_fill_(~allowed, -math.inf)[:, None]
 
 
@@ -41,9 +58,15 @@ def attention(
 ) -> Tensor:
     """Scaled dot-product attention, (B, H, T, D) each -> (B, H, T, D).
 
-    `mask` is that of `attention_mask` and already holds the causal part; without one, `causal`
-    decides. `dropout` is the probability applied to the attention weights (0 in evaluation).
+    Keys and values may have fewer heads, each shared by several of the queries, and more tokens,
+    of which the queries are the last. `mask` is that of `attention_mask` and already holds the
+    causal part; without one, `causal` decides. `dropout` is the probability applied to the
+    attention weights (0 in evaluation).
     """
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:
+        key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    causal = causal and query.shape[2] == key.shape[2]  # a single last token sees all
     short = query.dtype == torch.bfloat16 and query.shape[2] <= PLAIN_MAX_LENGTH
     if query.device.type == "cpu" and short:
         return _plain(query, key, value, mask, causal, dropout)
@@ -65,18 +88,3 @@ def _plain(
         scores = scores + mask
     weights = F.dropout(scores.softmax(-1), dropout)
     return torch.matmul(weights, value)
-
-
-def rotary_angles(
-    positions: Tensor, width: int, theta: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of rotary positions, each (B or 1, 1, T, width / 2) (Su et al. 2021)."""
-    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    angles = positions[:, None, :, None].float() * theta**-exponents
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Apply rotary positions to (B, H, T, D); pairs are (i, i + D/2), as in Llama's checkpoints."""
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)

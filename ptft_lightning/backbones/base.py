@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ptft_lightning.backbones.cache import KeyValueCache
 from ptft_lightning.data.sample_order import random_key
 
 
@@ -23,6 +24,7 @@ class Backbone(nn.Module):
         layers: its repeated parts, the units of sharding, compiling and checkpointing.
         embedding: the token embedding, which heads may tie to.
         norm_eps: added under the root of its normalisations, and of those of heads.
+        bias: whether its linear layers and norms have biases, and those of heads.
         recompute: whether each layer's activations are computed again in the backward pass.
     """
 
@@ -34,6 +36,7 @@ class Backbone(nn.Module):
     layers: nn.ModuleList
     embedding: nn.Embedding
     norm_eps: float = 1e-5
+    bias: bool = True
     recompute: bool = False
 
     def forward(
@@ -42,8 +45,13 @@ class Backbone(nn.Module):
         documents: Tensor | None = None,
         positions: Tensor | None = None,
         segments: Tensor | None = None,
+        *,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """(B, T) tokens with the fields of a `Batch` -> (B, T, dim) hidden states."""
+        """(B, T) tokens with the fields of a `Batch` -> (B, T, dim) hidden states.
+
+        With a cache the tokens go on from those it has seen; it is extended.
+        """
         raise NotImplementedError
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ptft_lightning.backbones.transformer import TransformerConfig
+from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.task_data import TaskDataModule

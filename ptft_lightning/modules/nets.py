@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ptft_lightning.backbones.base import Backbone, initial_value
-from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
+from ptft_lightning.backbones.transformer import Transformer
+from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.errors import UserError
 from ptft_lightning.objectives.base import PretrainHead

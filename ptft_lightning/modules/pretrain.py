@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from ptft_lightning.backbones.transformer import TransformerConfig
+from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.errors import UserError

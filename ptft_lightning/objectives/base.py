@@ -56,6 +56,10 @@ class PretrainHead(nn.Module):
         """(B, T, dim) hidden states -> terms."""
         raise NotImplementedError
 
+    def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """(..., dim) hidden states -> (..., vocabulary) logits, for generation and scores."""
+        raise NotImplementedError
+
 
 class VocabularyProjection(nn.Module):
     """The weight and bias that turn hidden states into vocabulary logits; perhaps tied."""

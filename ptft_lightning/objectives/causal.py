@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from ptft_lightning.backbones.base import Backbone
@@ -55,3 +56,7 @@ class CausalHead(PretrainHead):
         count = (labels != IGNORE).sum()
         term = Term(total, count, nominal=float(hidden.shape[1]))
         return Output({"causal": term}, {"accuracy": right})
+
+    def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """See `PretrainHead`."""
+        return F.linear(hidden, *self.projection.matrices(embedding))

@@ -91,18 +91,25 @@ class MaskedHead(PretrainHead):
 
     def __init__(self, backbone: Backbone, tied: bool) -> None:
         super().__init__()
-        self.dense = nn.Linear(backbone.dim, backbone.dim)
-        self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps)
+        self.dense = nn.Linear(backbone.dim, backbone.dim, bias=backbone.bias)
+        self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps, bias=backbone.bias)
         self.projection = VocabularyProjection(backbone, tied, bias=True)
 
     def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
         """(B, T, dim) hidden states -> the `masked` term over B*K slots."""
         slots, labels = batch.targets["slots"], batch.targets["labels"].flatten()
         index = slots[..., None].expand(-1, -1, hidden.shape[-1])
-        chosen = torch.gather(hidden, 1, index).flatten(0, 1)
-        chosen = self.norm(F.gelu(self.dense(chosen)))
+        chosen = self._transform(torch.gather(hidden, 1, index).flatten(0, 1))
         weight, bias = self.projection.matrices(embedding)
         total, right = projected_cross_entropy(chosen, weight, bias, labels)
         count = (labels != IGNORE).sum()
         term = Term(total, count, nominal=float(slots.shape[1]))
         return Output({"masked": term}, {"accuracy": right})
+
+    def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """See `PretrainHead`."""
+        return F.linear(self._transform(hidden), *self.projection.matrices(embedding))
+
+    def _transform(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.norm(F.gelu(self.dense(hidden)))
+        return out

@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 
 from ptft_lightning.backbones import attention as module
-from ptft_lightning.backbones.attention import (
-    PLAIN_MAX_LENGTH,
-    attention,
-    attention_mask,
-    rotary_angles,
-    rotate,
-)
+from ptft_lightning.backbones.attention import PLAIN_MAX_LENGTH, attention, attention_mask
+from ptft_lightning.backbones.rotary import rotary_angles, rotate
 
 DOCUMENTS = torch.tensor([[1, 1, 1, 2, 2, 3, 3, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
+SPAN = (10, 10)
 
 
 def queries(dtype: torch.dtype = torch.float32, length: int = 10) -> list[Tensor]:
@@ -29,7 +25,7 @@ def queries(dtype: torch.dtype = torch.float32, length: int = 10) -> list[Tensor
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_plain_kernel_equals_sdpa(causal: bool, packed: bool) -> None:
-    mask = attention_mask(DOCUMENTS if packed else None, causal, torch.float32)
+    mask = attention_mask(DOCUMENTS if packed else None, causal, torch.float32, SPAN)
     results = []
     for kernel in (module._plain, attention):
         inputs = queries()
@@ -52,16 +48,31 @@ def slow_attention(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_attention_equals_slow_formula(causal: bool, packed: bool) -> None:
+@pytest.mark.parametrize("window", [None, 2])
+def test_attention_equals_slow_formula(causal: bool, packed: bool, window: int | None) -> None:
     documents = DOCUMENTS if packed else torch.ones_like(DOCUMENTS)
     allowed = documents[:, :, None] == documents[:, None, :]
+    index = torch.arange(documents.shape[1])
     if causal:
-        index = torch.arange(documents.shape[1])
         allowed = allowed & (index[:, None] >= index)
+    if window is not None:
+        allowed = allowed & ((index[:, None] - index).abs() <= window)
     query, key, value = (x.detach() for x in queries())
-    mask = attention_mask(documents if packed else None, causal, torch.float32)
+    mask = attention_mask(documents if packed else None, causal, torch.float32, SPAN, window)
     got = attention(query, key, value, mask, causal, 0.0)
     torch.testing.assert_close(got, slow_attention(query, key, value, allowed))
+    # The last three queries alone, as when the keys before them were cached.
+    mask = attention_mask(documents if packed else None, causal, torch.float32, (3, 10), window)
+    last = attention(query[:, :, -3:], key, value, mask, causal, 0.0)
+    torch.testing.assert_close(last, got[:, :, -3:])
+
+
+def test_shared_heads_of_keys_equal_repeated_ones() -> None:
+    query, key, value = (x.detach() for x in queries())
+    few = key[:, :2], value[:, :2]
+    repeated = (x[:, [0, 0, 1, 1]] for x in few)
+    got = attention(query, *few, None, True, 0.0)
+    torch.testing.assert_close(got, attention(query, *repeated, None, True, 0.0))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -69,9 +80,9 @@ def test_attention_equals_slow_formula(causal: bool, packed: bool) -> None:
 def test_bfloat16_kernel_is_near_float32(causal: bool, packed: bool) -> None:
     documents = DOCUMENTS if packed else None
     exact = [x.detach().bfloat16().float() for x in queries()]
-    wanted = attention(*exact, attention_mask(documents, causal, torch.float32), causal, 0.0)
+    wanted = attention(*exact, attention_mask(documents, causal, torch.float32, SPAN), causal, 0.0)
     rounded = [x.bfloat16() for x in exact]
-    got = attention(*rounded, attention_mask(documents, causal, torch.bfloat16), causal, 0.0)
+    got = attention(*rounded, attention_mask(documents, causal, torch.bfloat16, SPAN), causal, 0.0)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), wanted, atol=3e-2, rtol=3e-2)
 
@@ -109,7 +120,7 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
 
     def score(at: int, other: int) -> float:
         turned = [
-            rotate(x, *rotary_angles(torch.tensor([[p]]), 8, 10000.0, torch.float32))
+            rotate(x, *rotary_angles(torch.tensor([[p]]), 8, 10000.0, torch.float32, None))
             for x, p in ((query, at), (key, other))
         ]
         return float((turned[0] * turned[1]).sum())
