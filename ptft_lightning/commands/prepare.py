@@ -17,6 +17,7 @@ def prepare(
     validation_share: float = 0.01,
     seed: int = 0,
     unit_bytes: int = UNIT_BYTES,
+    word_starts: bool = False,
 ) -> None:
     """Tokenize text files into a token store. A call that was killed goes on where it stopped.
 
@@ -28,9 +29,17 @@ def prepare(
         validation_share: Share of documents held out, chosen by hash of their text.
         seed: Decides the stored order.
         unit_bytes: Bytes of text per shard.
+        word_starts: Note where words start, for MaskedLM's whole_words (extra `zh`).
     """
     manifest = prepare_store(
-        files, Tokenizer.load(tokenizer), output, column, validation_share, seed, unit_bytes
+        files,
+        Tokenizer.load(tokenizer),
+        output,
+        column,
+        validation_share,
+        seed,
+        unit_bytes,
+        word_starts,
     )
     for split in ("train", "validation"):
         shards = getattr(manifest, split)

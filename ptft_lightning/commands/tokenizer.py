@@ -8,10 +8,14 @@ from pathlib import Path
 
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.documents import text_size
-from ptft_lightning.data.prepare import documents_in_order
-from ptft_lightning.data.tokenizer import Kind, train_tokenizer
+from ptft_lightning.data.prepare import sample_documents
+from ptft_lightning.data.tokenizer_training import Kind, train_tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.progress import ByteProgress
+
+# Peak memory: of the program, and per byte of text; benchmarks/tokenizer_memory.py measures it.
+BASE_BYTES = 150_000_000
+MEMORY: dict[Kind, float] = {"bpe": 25, "wordpiece": 10, "unigram": 100}
 
 
 def tokenizer(
@@ -23,6 +27,7 @@ def tokenizer(
     column: str = "text",
     max_mb: float = 200.0,
     seed: int = 0,
+    normalize: list[str] | str | None = None,
 ) -> None:
     """Learn a tokenizer from text files and write tokenizer.json.
 
@@ -30,20 +35,29 @@ def tokenizer(
         files: Text files (.txt, .jsonl, also .gz), paths or URLs.
         output: Directory for tokenizer.json.
         vocab_size: Number of ids, special tokens included.
-        kind: Byte-level BPE (gives every text back) or WordPiece (BERT's).
+        kind: Byte-level BPE (gives every text back), WordPiece (BERT's) or Unigram (as
+            SentencePiece, slow to learn).
         lowercase: Lower the case of all text first.
         column: The text column of .jsonl files.
-        max_mb: Learn from this much text at most, files mixed.
-        seed: Decides which text is taken when there is more.
+        max_mb: Learn from this much text at most, evenly from all files; bounds the memory, too.
+        seed: Decides the order in which the text is read.
+        normalize: Done to all text first, in this order: `nfkc` (Unicode's compatibility form),
+            `t2s` (traditional to simplified Chinese, extra `zh`); one or a list.
     """
     target = Path(output) / "tokenizer.json"
     if target.exists():
         raise UserError(f"'{target}' is already there: remove it or give another --output")
-    if vocab_size < 300:
-        raise UserError(f"--vocab_size is {vocab_size}: give 300 or more (bytes alone take 256)")
+    least = 400 if kind == "unigram" else 300
+    if vocab_size < least:
+        raise UserError(f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256)")
     limit = min(sum(text_size(f) for f in files), int(max_mb * 1e6))
-    counted = _Counted(documents_in_order(files, column, seed), limit)
-    learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase)
+    memory = (BASE_BYTES + MEMORY[kind] * limit) / 1e9
+    print(
+        f"tokenizer: {limit / 1e6:.1f} MB of text, up to {memory:.1f} GB of memory", file=sys.stderr
+    )
+    counted = _Counted(sample_documents(files, column, seed, int(max_mb * 1e6)), limit)
+    steps = [normalize] if isinstance(normalize, str) else normalize or []
+    learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase, steps)
     if not counted.documents:
         raise UserError(f"empty corpus: no document in {', '.join(files)}")
     learned.save(output)

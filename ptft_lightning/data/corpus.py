@@ -30,10 +30,22 @@ PREPARE_LIMIT = 2 * 10**9  # bytes of text that `fit` prepares by itself: a few 
 class RowMaker(Protocol):
     """The numpy half of an objective."""
 
+    whole_words: bool
+    """Whether it needs to know where words start."""
+
     def make(
-        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+        self,
+        tokens: Ids,
+        documents: Ids,
+        samples: Numbers,
+        seed: int,
+        tokenizer: Tokenizer,
+        words: Ids | None = None,
     ) -> tuple[Ids, dict[str, Ids]]:
-        """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets."""
+        """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets.
+
+        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`.
+        """
         ...
 
 
@@ -48,8 +60,9 @@ class RowDataset(Dataset[Batch]):
 
     def __getitem__(self, slots: Slots) -> Batch:
         stream, documents = self.rows.read(slots.numbers)
+        words = self.rows.read_words(slots.numbers) if self.maker.whole_words else None
         tokens, targets = self.maker.make(
-            stream, documents, slots.numbers, self.seed, self.tokenizer
+            stream, documents, slots.numbers, self.seed, self.tokenizer, words
         )
         documents = documents[:, :-1]
         hashes = None
@@ -87,6 +100,7 @@ class CorpusDataModule(PhaseData):
         validation_share: Share of documents held out, chosen by hash of their text.
         seed: Decides the order of the rows and the masks.
         window: Shards among which rows are mixed.
+        word_starts: Note in a new store where words start, for MaskedLM's whole_words.
         workers: Processes that read rows beside the training process, per rank.
         audit: A file that gets, per optimizer step, the samples used and a hash of each.
     """
@@ -104,6 +118,7 @@ class CorpusDataModule(PhaseData):
         validation_share: float = 0.01,
         seed: int = 0,
         window: int = 16,
+        word_starts: bool = False,
         workers: int = 0,
         audit: str | None = None,
     ) -> None:
@@ -111,6 +126,7 @@ class CorpusDataModule(PhaseData):
         self.store, self.files, self.tokenizer_path = store, files or [], tokenizer
         self.column, self.layout, self.length = column, layout, length
         self.validation_share, self.window = validation_share, window
+        self.word_starts = word_starts
         if length < 2:
             raise UserError(f"data.length is {length}: a row needs at least 2 tokens")
         if window < 1:
@@ -141,6 +157,13 @@ class CorpusDataModule(PhaseData):
                 f"({', '.join(changed)}): give another data.store, or leave data.files out"
             )
 
+    @property
+    def has_word_starts(self) -> bool:
+        """Whether the store says where words start, or will."""
+        if not (Path(self.store) / "manifest.json").is_file():
+            return self.word_starts
+        return read_manifest(self.store).segmenter is not None
+
     def _prepare(self) -> None:
         if not self.files:
             raise UserError(f"no token store at '{self.store}' and no data.files to make it from")
@@ -156,6 +179,7 @@ class CorpusDataModule(PhaseData):
             self.store,
             self.column,
             self.validation_share,
+            word_starts=self.word_starts,
         )
         if manifest.bad_documents:
             say(
@@ -187,6 +211,11 @@ class CorpusDataModule(PhaseData):
             self.place_in_trainer()
 
     def _check_store(self) -> None:
+        if self.word_starts and not self.has_word_starts:
+            raise UserError(
+                f"token store '{self.store}' was made without word starts: prepare it again into "
+                "another directory, or leave data.word_starts out"
+            )
         made_by = read_manifest(self.store).tokenizer
         if made_by != self.tokenizer.fingerprint:
             raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ptft_lightning.data.sample_order import keyed_permutation
 from ptft_lightning.data.token_store import (
     FORMAT,
     SPLITS,
+    Flags,
     Ids,
     Manifest,
     Shard,
@@ -48,6 +49,15 @@ class Plan:
     seed: int
     unit_bytes: int
     sizes: list[int]
+    segmenter: str | None = None
+    """What finds the words whose starts are noted; None where none are."""
+
+    def content(self) -> dict[str, Any]:
+        """Plain values; without word starts as if there were no such thing."""
+        values = asdict(self)
+        if self.segmenter is None:
+            del values["segmenter"]
+        return values
 
 
 def list_units(plan: Plan) -> list[Unit]:
@@ -58,12 +68,19 @@ def list_units(plan: Plan) -> list[Unit]:
     return [units[i] for i in order]
 
 
-def documents_in_order(files: list[str], column: str, seed: int) -> Iterator[str]:
-    """Every document of the files, in the seeded order of their units (for tokenizers)."""
+def sample_documents(files: list[str], column: str, seed: int, limit: int) -> Iterator[str]:
+    """Documents of `limit` bytes in all, as evenly from all units as their sizes allow, in the
+    seeded order of the units (for tokenizers); every document where there is no more text."""
     plan = Plan(files, column, "", 0.0, seed, UNIT_BYTES, [text_size(f) for f in files])
-    bad = BadDocuments()
+    share = min(1.0, limit / max(1, sum(plan.sizes)))
+    passed = taken = 0
     for unit in list_units(plan):
-        yield from read_unit(unit, column, bad)
+        passed += unit.end - unit.start
+        for document in read_unit(unit, column, BadDocuments()):
+            if share < 1 and taken >= share * passed:
+                break
+            taken += len(document.encode())
+            yield document
 
 
 def held_out(document: str, share: float) -> bool:
@@ -80,6 +97,7 @@ def prepare_store(
     validation_share: float = 0.01,
     seed: int = 0,
     unit_bytes: int = UNIT_BYTES,
+    word_starts: bool = False,
 ) -> Manifest:
     """Tokenize `files` into a token store at `directory`; continue where a killed call stopped.
 
@@ -100,6 +118,7 @@ def prepare_store(
         seed=seed,
         unit_bytes=unit_bytes,
         sizes=[text_size(file) for file in files],
+        segmenter=_segmenter() if word_starts else None,
     )
     for file in files:  # a wrong column is said before the directory belongs to this plan
         next(read_unit(Unit(file, 0, 1), column, BadDocuments()), None)
@@ -118,16 +137,22 @@ def prepare_store(
     return _finish(target, plan, tokenizer, len(units))
 
 
+def _segmenter() -> str:
+    from ptft_lightning.data.word_starts import segmenter
+
+    return segmenter()
+
+
 def _claim(target: Path, plan: Plan) -> None:
     """Note the plan in the directory, or check that the same plan began it."""
     target.mkdir(parents=True, exist_ok=True)
     note = target / "plan.json"
-    content = json.dumps(asdict(plan), indent=1, ensure_ascii=False)
+    content = json.dumps(plan.content(), indent=1, ensure_ascii=False)
     if not note.is_file():
         write_atomically(note, content.encode())
         return
     begun: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-    changed = [k for k, v in json.loads(content).items() if begun.get(k) != v]
+    changed = [k for k, v in asdict(plan).items() if begun.get(k) != v]
     if changed:
         was = ", ".join(f"{k} {begun.get(k)!r} -> {getattr(plan, k)!r}" for k in changed)
         raise UserError(
@@ -149,18 +174,31 @@ def _make_shard(
     progress: ByteProgress,
 ) -> None:
     bad = BadDocuments()
+    encode = _encoder(tokenizer, plan)
     parts = {split: _Part(tokenizer) for split in SPLITS}
     for batch in _batches(read_unit(unit, plan.column, bad)):
-        for document, ids in zip(batch, tokenizer.encode(batch), strict=True):
+        for document, (ids, starts) in zip(batch, encode(batch), strict=True):
             split = "validation" if held_out(document, plan.held_out) else "train"
-            parts[split].add(tokenizer.frame(ids), len(document.encode()))
+            parts[split].add(tokenizer.frame(ids), len(document.encode()), starts)
         progress.advance(sum(len(d.encode()) for d in batch))
-    shards = {split: part.write(target, f"{split}-{number:05d}") for split, part in parts.items()}
+    with_words = plan.segmenter is not None
+    shards = {s: part.write(target, f"{s}-{number:05d}", with_words) for s, part in parts.items()}
     receipt = {
         "bad": asdict(bad),
         "shards": {split: asdict(shard) for split, shard in shards.items()},
     }
     write_atomically(_receipt(target, number), json.dumps(receipt).encode())
+
+
+def _encoder(
+    tokenizer: Tokenizer, plan: Plan
+) -> Callable[[list[str]], list[tuple[list[int], Flags | None]]]:
+    """Texts to ids and, where the plan asks for them, flags of the framed document's words."""
+    if plan.segmenter is None:
+        return lambda texts: [(ids, None) for ids in tokenizer.encode(texts)]
+    from ptft_lightning.data.word_starts import encode_words
+
+    return lambda texts: [*encode_words(tokenizer, texts)]
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
@@ -181,17 +219,21 @@ class _Part:
         self.dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
         self.pieces: list[np.ndarray[Any, Any]] = []
         self.lengths: list[int] = []
+        self.words: list[Flags] = []  # none, or one for each document
         self.text_bytes = 0
 
-    def add(self, ids: list[int], text_bytes: int) -> None:
+    def add(self, ids: list[int], text_bytes: int, starts: Flags | None) -> None:
         self.pieces.append(np.array(ids, self.dtype))
         self.lengths.append(len(ids))
         self.text_bytes += text_bytes
+        if starts is not None:
+            self.words.append(starts)
 
-    def write(self, target: Path, name: str) -> Shard:
+    def write(self, target: Path, name: str, with_words: bool) -> Shard:
         tokens: Ids = np.concatenate([np.zeros(0, self.dtype), *self.pieces])
         ends = np.cumsum(np.array(self.lengths, np.int64), dtype=np.int64)
-        return write_shard(target, name, tokens, ends, self.text_bytes)
+        words = np.concatenate([np.zeros(0, np.bool_), *self.words]) if with_words else None
+        return write_shard(target, name, tokens, ends, self.text_bytes, words)
 
 
 def _finish(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:
@@ -207,7 +249,7 @@ def _finish(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manif
         tokenizer=tokenizer.fingerprint,
         dtype="uint16" if tokenizer.size <= 2**16 else "uint32",
         round_trips=tokenizer.round_trips,
-        plan=asdict(plan),
+        plan=plan.content(),
         bad_documents=sum(r["bad"]["count"] for r in receipts),
         bad_places=[p for r in receipts for p in r["bad"]["places"]][:10],
         train=shards["train"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle
@@ -62,6 +63,14 @@ class Preflight:
             self.problems.append(
                 f"objective '{objective}' needs model.backbone.causal {str(needed).lower()}, "
                 f"it is {str(causal).lower()}"
+            )
+
+    def word_starts(self, needed: bool, data: CorpusDataModule) -> None:
+        """Whole words can be hidden only where the store says where they start."""
+        if needed and not data.has_word_starts:
+            self.problems.append(
+                f"model.objective.whole_words needs word starts, and the token store "
+                f"'{data.store}' has none: prepare the text with word_starts true into another one"
             )
 
     def phase(self, bundle: Bundle, allowed: tuple[str, ...], module: str) -> None:

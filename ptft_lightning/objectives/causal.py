@@ -30,7 +30,13 @@ class CausalLM(Objective):
         return {}
 
     def make(
-        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+        self,
+        tokens: Ids,
+        documents: Ids,
+        samples: Numbers,
+        seed: int,
+        tokenizer: Tokenizer,
+        words: Ids | None = None,
     ) -> tuple[Ids, dict[str, Ids]]:
         """The next token of the same document is the target, IGNORE where there is none."""
         same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, :-1] > 0)

@@ -41,9 +41,15 @@ class MaskedAndLong(MaskedLM):
     name = "masked_and_long"
 
     def make(
-        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+        self,
+        tokens: Ids,
+        documents: Ids,
+        samples: Numbers,
+        seed: int,
+        tokenizer: Tokenizer,
+        words: Ids | None = None,
     ) -> tuple[Ids, dict[str, Ids]]:
-        hidden, targets = super().make(tokens, documents, samples, seed, tokenizer)
+        hidden, targets = super().make(tokens, documents, samples, seed, tokenizer, words)
         numbers = documents[:, :-1]
         sizes = (numbers[:, :, None] == numbers[:, None, :]).sum(-1)
         begins = np.diff(numbers, axis=1, prepend=0) > 0
