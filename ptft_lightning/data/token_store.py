@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class Manifest:
     bad_places: list[str]
     train: list[Shard]
     validation: list[Shard]
+    bad_kinds: dict[str, int] = field(default_factory=dict)
+    """How many of the bad documents are of which kind."""
 
     @property
     def fingerprint(self) -> str:
