@@ -12,8 +12,7 @@ Encoding = Literal["utf-8", "utf-8-sig", "gb18030"]
 
 # A byte order mark is dropped either way. In all of these a byte of an ASCII line end, comma, tab
 # or quote is never part of another character (GB18030's second bytes: 0x30-0x39, 0x40-0xfe).
-CODECS = {"utf-8": "utf-8-sig", "utf-8-sig": "utf-8-sig", "gb18030": "gb18030"}
-NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8", "gb18030": "GB18030"}
+CODECS = {"utf-8": "utf-8", "utf-8-sig": "utf-8", "gb18030": "gb18030"}
 SAMPLE = 2**20  # bytes looked at to tell whether a file is in the encoding at all
 ENOUGH = 16  # characters beyond ASCII from which an encoding can be told
 
@@ -23,7 +22,11 @@ def decode(raw: bytes, encoding: Encoding, place: str, bad: BadDocuments) -> str
     try:
         return raw.decode(CODECS[encoding]).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        bad.add(BAD_BYTES, place, f"not {NAMES[encoding]} ({error.reason} after {error.start} B)")
+        bad.add(
+            BAD_BYTES,
+            place,
+            f"not {CODECS[encoding].upper()} ({error.reason} after {error.start} B)",
+        )
         return None
 
 
@@ -59,8 +62,8 @@ def check_encoding(path: str, encoding: Encoding) -> None:
     if likely or sum(_bad(line, encoding) for line in lines) > len(lines) / 2:
         hint = f"looks like {likely}" if likely else "it may be no text"
         raise UserError(
-            f"'{path}' is not {NAMES[encoding]}, {hint}: give --data.encoding (or --encoding), one "
-            f"of {', '.join(CODECS)}, or convert it"
+            f"'{path}' is not {CODECS[encoding].upper()}, {hint}: name its encoding with "
+            f"--data.encoding (or --encoding), one of {', '.join(CODECS)}, or convert it"
         )
 
 

@@ -42,6 +42,8 @@ def read_rows(unit: Unit, column: str, bad: BadDocuments) -> Iterator[str]:
         except _damage() as error:
             bad.add(DAMAGED_FILE, unit.path, f"damaged ({error})")
             return
+        if not file.metadata.num_rows:
+            bad.add(EMPTY_FILE, unit.path, "a table without rows")
         row = 0
         for group, start in enumerate(_group_ends(file, unit.path, column)[:-1]):
             count = file.metadata.row_group(group).num_rows

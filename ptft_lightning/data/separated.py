@@ -17,12 +17,12 @@ from ptft_lightning.data.bad_documents import BROKEN_ROW, TOO_LONG, BadDocuments
 from ptft_lightning.data.decoding import CODECS, decode, fit_text
 from ptft_lightning.data.documents import Reading, Unit, no_column
 from ptft_lightning.data.streams import MAX_LINE, Damaged, bare_name, bounded_lines, open_bytes
+from ptft_lightning.errors import UserError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# The fields of a record, their bytes as Latin-1 (so that the encoding does not matter here), none
-# for a blank line; or what is wrong with it.
-Fields = list[str] | str
+TAB = "\t"
+csv.field_size_limit(2**31 - 1)  # of a document; the default is 128 KiB
 
 
 def record_starts(path: str) -> Iterator[int]:
@@ -31,7 +31,7 @@ def record_starts(path: str) -> Iterator[int]:
     with open_bytes(path) as stream:
         try:
             columns, _ = _header(path)
-            for _, length in _records(stream, len(columns), _delimiter(path)):
+            for _, length, _ in _records(stream, len(columns), _delimiter(path)):
                 yield at
                 at += length
         except Damaged:
@@ -49,19 +49,22 @@ def read_separated(
     names, first = _header(unit.path)
     if not names:
         return
-    wanted = reading.column.encode(CODECS[reading.encoding]).removeprefix(BYTE_ORDER_MARK)
-    if wanted.decode("latin-1") not in names:
-        listed = [_bytes(name).decode(CODECS[reading.encoding], "replace") for name in names]
-        raise no_column(unit.path, reading.column, listed)
-    column = names.index(wanted.decode("latin-1"))
+    names = [_bytes(name).decode(CODECS[reading.encoding], "replace") for name in names]
+    if reading.column not in names:
+        raise no_column(unit.path, reading.column, names)
+    column = names.index(reading.column)
     at = max(unit.start, first)
     stream.seek(at)
     if at >= unit.end:
         return
-    for fields, length in _records(stream, len(names), _delimiter(unit.path)):
+    delimiter = _delimiter(unit.path)
+    for raw, length, looked in _records(stream, len(names), delimiter):
         place = f"{unit.path} at byte {at}"
-        if isinstance(fields, str):
-            bad.add(TOO_LONG if length > MAX_LINE else BROKEN_ROW, place, fields)
+        fields = looked or _parse(raw, len(names), delimiter)
+        if length > len(raw):
+            bad.add(TOO_LONG, place, f"a line of {length / 1e6:.0f} MB")
+        elif isinstance(fields, str):
+            bad.add(BROKEN_ROW, place, fields)
         elif fields:
             text = decode(_bytes(fields[column]), reading.encoding, place, bad)
             text = None if text is None else fit_text(text, place, bad)
@@ -73,7 +76,7 @@ def read_separated(
 
 
 def _delimiter(path: str) -> str:
-    return "\t" if bare_name(path).endswith(".tsv") else ","
+    return TAB if bare_name(path).endswith(".tsv") else ","
 
 
 def _bytes(field: str) -> bytes:
@@ -81,34 +84,39 @@ def _bytes(field: str) -> bytes:
 
 
 def _header(path: str) -> tuple[list[str], int]:
-    """The names of the columns and the length of their record."""
+    """The names of the columns, and how many bytes they and blank lines before them take."""
+    delimiter, at = _delimiter(path), 0
     with open_bytes(path) as stream:
-        for fields, length in _records(stream, None, _delimiter(path)):
-            return (fields if isinstance(fields, list) else [], length)
-    return [], 0
+        for raw, length, _ in _records(stream, None, delimiter):
+            at += length
+            fields = _parse(raw, None, delimiter)
+            if isinstance(fields, str):
+                raise UserError(f"{path}: its first line must name the columns, but {fields}")
+            if fields:
+                return fields, at
+    return [], at
 
 
 def _records(
     stream: IO[bytes], columns: int | None, delimiter: str
-) -> Iterator[tuple[Fields, int]]:
-    """Each record's fields and its length in bytes, from a record's start on."""
-    lines, tabs = _Lookahead(stream), delimiter == "\t"
+) -> Iterator[tuple[bytes, int, list[str] | None]]:
+    """Each record: its bytes, their number, and its fields where they had to be looked at.
+
+    Of a line that is too long the bytes are none. Begins at the start of a record.
+    """
+    lines = _Lookahead(stream)
     while first := lines.take():
         raw, length = first
-        if length > len(raw):
-            yield f"a line of {length / 1e6:.0f} MB", length
-            continue
-        fields = _parse(raw, columns, delimiter)
+        fields = None
         if raw.count(b'"') % 2 and (joined := _join(raw, lines)):
-            together = _parse(b"".join(joined), columns, delimiter)
-            alone = tabs and all(line.count(b"\t") + 1 == columns for line in joined)
-            if isinstance(together, list) and not alone:
-                fields, length = together, sum(len(line) for line in joined)
+            together = b"".join(joined)
+            parsed = _parse(together, columns, delimiter)
+            alone = delimiter == TAB and all(x.count(b"\t") + 1 == columns for x in joined)
+            if isinstance(parsed, list) and not alone:
+                fields, raw, length = parsed, together, len(together)
                 for _ in joined[1:]:
                     lines.take()
-        if isinstance(fields, str) and tabs:  # bare quotes
-            fields = _counted(raw.decode("latin-1").rstrip("\r\n").split("\t"), columns)
-        yield fields, length
+        yield raw, length, fields
 
 
 class _Lookahead:
@@ -154,19 +162,20 @@ def _join(raw: bytes, lines: _Lookahead) -> list[bytes]:
     return []
 
 
-def _parse(raw: bytes, columns: int | None, delimiter: str) -> Fields:
-    csv.field_size_limit(2**31 - 1)
+def _parse(raw: bytes, columns: int | None, delimiter: str) -> list[str] | str:
+    """The fields of one record, none if it is blank; or what is wrong with it.
+
+    The fields' bytes are as Latin-1, so that the encoding of the text does not matter yet.
+    """
     text = raw.removeprefix(BYTE_ORDER_MARK).decode("latin-1")
     if not text.strip():
         return []
     try:
         (fields,) = csv.reader([text], delimiter=delimiter, strict=True)
     except (csv.Error, ValueError) as error:
-        return f"quotes do not match ({error})"
-    return _counted(fields, columns)
-
-
-def _counted(fields: list[str], columns: int | None) -> Fields:
-    if columns in (None, len(fields)):
-        return fields
-    return f"{len(fields)} columns, expected {columns}"
+        if delimiter != TAB or raw.count(b"\n") > 1:
+            return f"quotes do not match ({error})"
+        fields = text.rstrip("\r\n").split(TAB)  # bare quotes
+    if columns not in (None, len(fields)):
+        return f"{len(fields)} columns, expected {columns}"
+    return fields

@@ -70,7 +70,9 @@ def expand_sources(entries: list[str]) -> list[str]:
 def _listed(entry: str) -> list[str] | None:
     """All files in a folder or of a glob, sorted; None where the entry is a file's name."""
     pattern = glob.has_magic(entry)
-    if "://" not in entry and "::" not in entry:
+    if "::" in entry:  # a chain of URLs, such as simplecache::s3://..., names one file
+        return None
+    if "://" not in entry:
         if os.path.isdir(entry):
             return sorted(str(p) for p in Path(entry).rglob("*") if _is_visible(p, entry))
         if not pattern or os.path.exists(entry):
@@ -86,8 +88,7 @@ def _listed(entry: str) -> list[str] | None:
             return None
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot list '{entry}': {error}") from error
-    chain = entry[entry.index("::") :] if "::" in entry else ""  # such as zip://*.txt::corpus.zip
-    return sorted(system.unstrip_protocol(name) + chain for name in found)
+    return sorted(system.unstrip_protocol(name) for name in found)
 
 
 def _is_visible(path: Path, folder: str) -> bool:
