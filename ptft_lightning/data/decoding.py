@@ -32,7 +32,7 @@ def decode(raw: bytes, encoding: Encoding, place: str, bad: BadDocuments) -> str
 
 def fit_text(text: str, place: str, bad: BadDocuments) -> str | None:
     """The text if it can be a document; None if it is blank or, counted in `bad`, unfit."""
-    if not text.strip():  # a byte order mark or an ideographic space alone is no document
+    if not text.strip():  # an ideographic space alone is no document, either
         return None
     if "\0" in text:
         bad.add(NUL_BYTES, place, "NUL bytes in the text")
