@@ -12,13 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
+from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
 from ptft_lightning.data.batch import Batch, build_batch
+from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Ids, Layout
-from ptft_lightning.data.prepare import prepare_store
+from ptft_lightning.data.prepare import prepare_store, shown_change
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
+from ptft_lightning.data.sources import expand_sources
 from ptft_lightning.data.steps import Slots
 from ptft_lightning.data.token_store import TokenStore, read_manifest
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -88,10 +91,14 @@ class CorpusDataModule(PhaseData):
     """Rows of text for phase one, from a token store; prepares small corpora by itself.
 
     Args:
-        files: Text files (.txt, .jsonl, also .gz), paths or URLs; not needed for a finished store.
+        files: Paths, globs, folders or URLs of text (.txt, .jsonl, .csv, .tsv, also .gz or .zst;
+            .parquet), or hub:owner/name?config=NAME&split=NAME; not needed for a finished store.
         store: Directory of the token store; made from `files` when it is not there yet.
         tokenizer: A tokenizer.json or its directory; with init_from the bundle's own is used.
-        column: The text column of .jsonl files.
+        column: The text column, of all files but .txt.
+        encoding: Of text files; a byte order mark is dropped.
+        on_bad_document: Count documents that cannot be read and leave them out, or stop at one.
+        max_bad_share: Refuse a corpus of which a larger share cannot be read.
         layout: `blocks` cuts the text every `length` tokens; `documents` keeps documents whole
             and packs them.
         length: Tokens in a row.
@@ -111,6 +118,9 @@ class CorpusDataModule(PhaseData):
         files: list[str] | None = None,
         tokenizer: str | None = None,
         column: str = "text",
+        encoding: Encoding = "utf-8",
+        on_bad_document: OnBadDocument = "skip",
+        max_bad_share: float = MAX_BAD_SHARE,
         layout: Layout = "blocks",
         length: int = 128,
         global_batch_size: int = 32,
@@ -125,6 +135,8 @@ class CorpusDataModule(PhaseData):
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
         self.store, self.files, self.tokenizer_path = store, files or [], tokenizer
         self.column, self.layout, self.length = column, layout, length
+        self.encoding, self.on_bad_document = encoding, on_bad_document
+        self.max_bad_share = max_bad_share
         self.validation_share, self.window = validation_share, window
         self.word_starts = word_starts
         if length < 2:
@@ -137,20 +149,26 @@ class CorpusDataModule(PhaseData):
         self._load_tokenizer()
         module: Any = self._trainer().lightning_module
         module.preflight(self)
+        self.files = expand_sources(self.files)
         if not (Path(self.store) / "manifest.json").is_file():
             self._prepare()
         elif self.files:
             self._check_plan(read_manifest(self.store).plan)
+        manifest = read_manifest(self.store)
+        if manifest.bad_documents:
+            say(BadDocuments(manifest.bad_kinds, manifest.bad_places).summary())
 
     def _check_plan(self, plan: dict[str, Any]) -> None:
         """A finished store must be of these files, as they are now."""
         asked = {
             "files": self.files,
             "column": self.column,
+            "encoding": self.encoding,
             "held_out": self.validation_share,
-            "sizes": [text_size(file) for file in self.files],
+            "sizes": [text_size(file, self.column) for file in self.files],
         }
-        changed = [f"{k} {plan.get(k)} -> {v}" for k, v in asked.items() if plan.get(k) != v]
+        made = {"encoding": "utf-8"} | plan
+        changed = [shown_change(k, made.get(k), v) for k, v in asked.items() if made.get(k) != v]
         if changed:
             raise UserError(
                 f"the token store '{self.store}' was made from something else "
@@ -167,25 +185,23 @@ class CorpusDataModule(PhaseData):
     def _prepare(self) -> None:
         if not self.files:
             raise UserError(f"no token store at '{self.store}' and no data.files to make it from")
-        size = sum(text_size(file) for file in self.files)
+        size = sum(text_size(file, self.column) for file in self.files)
         if size > PREPARE_LIMIT:
             raise UserError(
                 f"{size / 1e9:.1f} GB of text is more than fit prepares by itself: run "
                 f"`ptft_lightning prepare` into '{self.store}' first"
             )
-        manifest = prepare_store(
+        prepare_store(
             self.files,
             self.tokenizer,
             self.store,
             self.column,
             self.validation_share,
+            encoding=self.encoding,
+            on_bad_document=self.on_bad_document,
+            max_bad_share=self.max_bad_share,
             word_starts=self.word_starts,
         )
-        if manifest.bad_documents:
-            say(
-                f"{manifest.bad_documents} documents could not be read and are left out, "
-                f"the first: {manifest.bad_places[0]}"
-            )
 
     def _load_tokenizer(self) -> None:
         module: Any = self._trainer().lightning_module

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ptft_lightning.data.documents import DAMAGED, open_bytes
+from ptft_lightning.data.streams import COMPRESSED, Damaged, bare_name, open_bytes
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
@@ -59,7 +59,7 @@ class Encoded:
 
 
 def read_examples(path: str, columns: Columns, labelled: bool) -> list[Example]:
-    """Read every example of a .jsonl, .csv or .tsv file (also .gz).
+    """Read every example of a .jsonl, .csv or .tsv file (also .gz or .zst).
 
     Raises:
         UserError: missing or empty file, broken line, or missing column, with its place.
@@ -92,7 +92,7 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
 
 
 def _records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
-    bare = path.removesuffix(".gz")
+    bare = bare_name(path)
     with open_bytes(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
@@ -101,10 +101,13 @@ def _records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]
             elif bare.endswith((".csv", ".tsv")):
                 yield from _separated(path, text, columns, tabs=bare.endswith(".tsv"))
             else:
-                raise UserError(f"cannot read '{path}': expected .jsonl, .csv or .tsv (or .gz)")
+                raise UserError(
+                    f"cannot read '{path}': expected .jsonl, .csv or .tsv, also with "
+                    f"{' or '.join(COMPRESSED)}"
+                )
         except UnicodeDecodeError as error:
             raise UserError(f"'{path}' is not UTF-8: {error}") from error
-        except DAMAGED as error:
+        except Damaged as error:
             raise UserError(f"'{path}' is damaged, get it again: {error}") from error
 
 

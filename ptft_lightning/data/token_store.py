@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class Manifest:
     bad_places: list[str]
     train: list[Shard]
     validation: list[Shard]
+    bad_kinds: dict[str, int] = field(default_factory=dict)
+    """How many of the bad documents are of which kind."""
 
     @property
     def segmenter(self) -> str | None:
