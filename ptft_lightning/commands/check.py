@@ -34,6 +34,7 @@ from ptft_lightning.modules.pretrain import PretrainModule
 NEAR_GUESS = 0.25  # how far a first loss may be from a uniform guess, as a share of it
 NEAR_ZERO, FELL = 0.1, 0.8  # last loss as a share of a guess's, of the first
 FEW_BAD = 0.1  # share of steps whose gradient may overflow: float16 begins so
+FEWEST = 10  # steps, so that gradients have come everywhere
 LISTED = 8  # parameters that are named
 
 
@@ -109,11 +110,15 @@ class Check(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Show the loss ten times."""
+        """Show the loss ten times; stop where it is near zero."""
         sums = cast(PhaseModule, pl_module).train_meter.take(trainer.strategy)
         self.losses.append(sum(sums.losses.values()))
+        trainer.should_stop = is_near_zero(self.losses, self.guess)
         if batch_idx % max(1, self.steps // 10) == 0:
-            print(f"overfitting {self.samples} samples, step {batch_idx}: {self.losses[-1]:.4f}")
+            print(
+                f"overfitting {self.samples} samples, step {batch_idx}: {self.losses[-1]:.4f}",
+                flush=True,
+            )
 
     def verdict(self) -> list[Finding]:
         """All that was found."""
@@ -181,11 +186,21 @@ def gradient_finding(missing: list[str], bad: list[str], total: int) -> Finding:
     return Finding("ok", f"every one of {total} trained parameters gets a finite gradient")
 
 
+def last_loss(losses: list[float]) -> float:
+    """The mean of the last five."""
+    return sum(losses[-5:]) / len(losses[-5:])
+
+
+def is_near_zero(losses: list[float], guess: float | None) -> bool:
+    """Whether the last losses are a small part of a guess's (or of the first)."""
+    return len(losses) >= FEWEST and last_loss(losses) <= NEAR_ZERO * (guess or losses[0])
+
+
 def overfit_finding(losses: list[float], samples: int, guess: float | None, whole: bool) -> Finding:
     """Whether the loss of the same few samples fell near zero; `whole`: all parameters train."""
-    first, last = losses[0], sum(losses[-5:]) / len(losses[-5:])
+    first, last = losses[0], last_loss(losses)
     text = f"overfitting {samples} samples for {len(losses)} steps: loss {first:.4f} -> {last:.4f}"
-    if last <= NEAR_ZERO * (guess or first):
+    if is_near_zero(losses, guess):
         return Finding("ok", text)
     if last <= FELL * first:  # False of NaN
         fix = "it falls, not near zero: give --overfit_steps more, or a higher optimizer.lr"
@@ -206,7 +221,7 @@ class CheckCLI(train.CLI):
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.add_argument(
-            "--overfit_steps", type=int, default=100, help="Steps on the same few samples."
+            "--overfit_steps", type=int, default=100, help="Most steps on the same few samples."
         )
         parser.add_argument("--overfit_samples", type=int, default=4, help="How many samples.")
         parser.add_argument("--show", type=int, default=40, help="Positions shown of a sample.")
