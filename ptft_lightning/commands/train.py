@@ -123,9 +123,7 @@ class CLI(ConfigCLI):
                 "--config configs/trainer/fsdp.yaml instead"
             )
         if self.subcommand == "fit":
-            options.ckpt_path = checkpoint_of(options.ckpt_path, run_dir)
-            if options.ckpt_path is None and global_rank() == 0:
-                refuse_finished(run_dir, fast=bool(options.trainer.fast_dev_run))
+            self.find_start(options, run_dir)
             return
         options.trainer.logger = False
         phase_two = "FinetuneModule" in options.model.class_path
@@ -142,6 +140,12 @@ class CLI(ConfigCLI):
         if self.subcommand == "predict" and options.text is not None:
             texts = [options.text] if isinstance(options.text, str) else options.text
             options.data.init_args.text = texts
+
+    def find_start(self, options: Namespace, run_dir: Path) -> None:
+        """Where a fit begins: a checkpoint, or step 0 of a directory without a run."""
+        options.ckpt_path = checkpoint_of(options.ckpt_path, run_dir)
+        if options.ckpt_path is None and global_rank() == 0:
+            refuse_finished(run_dir, fast=bool(options.trainer.fast_dev_run))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what every run has: metrics.csv, W&B, checkpoints, preemption, progress, audit."""
@@ -260,13 +264,13 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
 
 
-def run(command: str, args: list[str]) -> None:
-    """The command line's way in."""
+def run(command: str, args: list[str], kind: type[CLI] = CLI) -> None:
+    """The command line's way in; `kind` may do something else with a command's options."""
     quieten()
     keep_freed_memory()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-    class Command(CLI):
+    class Command(kind):  # type: ignore[misc, valid-type]
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             """Only the one asked for: building the parsers of all takes longer than the rest."""

@@ -53,6 +53,10 @@ class Objective:
         """
         raise NotImplementedError
 
+    def uniform_loss(self, vocab_size: int) -> float | None:
+        """Nats per target of a uniform guess, near which training begins; None: unknown."""
+        return None
+
     def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
         """The torch half over a backbone; `tied` shares the backbone's embedding."""
         raise NotImplementedError

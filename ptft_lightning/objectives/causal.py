@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,10 @@ class CausalLM(Objective):
         """The next token of the same document is the target, IGNORE where there is none."""
         same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, :-1] > 0)
         return tokens[:, :-1], {"labels": np.where(same, tokens[:, 1:], IGNORE)}
+
+    def uniform_loss(self, vocab_size: int) -> float:
+        """One token of the vocabulary: ln V."""
+        return math.log(vocab_size)
 
     def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
         """A projection to the vocabulary, without bias."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,10 @@ class MaskedLM(Objective):
         shown = np.where(fate < MASKED, tokenizer.mask, shown)
         tokens[at, slots] = np.where(used, shown, tokens[at, slots])
         return tokens, {"slots": slots, "labels": labels}
+
+    def uniform_loss(self, vocab_size: int) -> float:
+        """One token of the vocabulary: ln V."""
+        return math.log(vocab_size)
 
     def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
         """BERT's head: dense, GELU, LayerNorm, projection with bias."""

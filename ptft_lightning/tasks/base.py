@@ -40,6 +40,10 @@ class Task:
         """Targets of a micro-batch, given where each example's tokens begin: (E,) row and start."""
         raise NotImplementedError
 
+    def uniform_loss(self, labels: list[str]) -> float | None:
+        """Nats per target of a uniform guess, near which training begins; None: unknown."""
+        return None
+
     def build_head(self, backbone: Backbone, labels: list[str]) -> TaskHead:
         """The torch half."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -74,6 +75,10 @@ class Classification(Task):
             "end": starts + lengths,
             "label": np.array(labels, np.int64),
         }
+
+    def uniform_loss(self, labels: list[str]) -> float:
+        """One label of C: ln C."""
+        return math.log(len(labels))
 
     def build_head(self, backbone: Backbone, labels: list[str]) -> TaskHead:
         """A linear layer on the pooled vector."""
