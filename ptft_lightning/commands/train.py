@@ -113,15 +113,19 @@ class CLI(ConfigCLI):
         return cast(Namespace, self.config[self.subcommand])
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint or bundle a command means."""
+        """Refuse what cannot work, then find the checkpoint or bundle a command means."""
         options = self.options
-        run_dir = Path(options.run_dir)
         torch.set_float32_matmul_precision(options.float32_matmul_precision)
         if options.trainer.strategy in ("fsdp", "fsdp_cpu_offload"):
             raise UserError(
                 f"trainer.strategy is '{options.trainer.strategy}': sharding here is FSDP2, add "
                 "--config configs/trainer/fsdp.yaml instead"
             )
+        self.complete_options()
+
+    def complete_options(self) -> None:
+        """The checkpoint of a fit, or the bundle of what comes after one."""
+        options, run_dir = self.options, Path(self.options.run_dir)
         if self.subcommand == "fit":
             options.ckpt_path = checkpoint_of(options.ckpt_path, run_dir)
             if options.ckpt_path is None and global_rank() == 0:
@@ -262,9 +266,6 @@ def quieten() -> None:
 
 def run(command: str, args: list[str]) -> None:
     """The command line's way in."""
-    quieten()
-    keep_freed_memory()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
     class Command(CLI):
         @staticmethod
@@ -272,12 +273,23 @@ def run(command: str, args: list[str]) -> None:
             """Only the one asked for: building the parsers of all takes longer than the rest."""
             return {command: CLI.subcommands()[command]}
 
-    Command(
+    start(Command, command, config_of(command, args))
+
+
+def start(
+    cli: type[CLI], command: str, args: list[str], trainer: type[L.Trainer] = L.Trainer
+) -> None:
+    """Read the config and run the command."""
+    quieten()
+    keep_freed_memory()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    cli(
         PhaseModule,
         PhaseData,
+        trainer_class=trainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        args=[command, *config_of(command, args)],
+        args=[command, *args],
         parser_class=Parser,
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
