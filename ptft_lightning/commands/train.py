@@ -113,17 +113,23 @@ class CLI(ConfigCLI):
         return cast(Namespace, self.config[self.subcommand])
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint or bundle a command means."""
+        """Refuse what cannot work, then find the checkpoint or bundle a command means."""
         options = self.options
-        run_dir = Path(options.run_dir)
         torch.set_float32_matmul_precision(options.float32_matmul_precision)
         if options.trainer.strategy in ("fsdp", "fsdp_cpu_offload"):
             raise UserError(
                 f"trainer.strategy is '{options.trainer.strategy}': sharding here is FSDP2, add "
                 "--config configs/trainer/fsdp.yaml instead"
             )
+        self.complete_options()
+
+    def complete_options(self) -> None:
+        """The checkpoint of a fit, or the bundle of what comes after one."""
+        options, run_dir = self.options, Path(self.options.run_dir)
         if self.subcommand == "fit":
-            self.find_start(options, run_dir)
+            options.ckpt_path = checkpoint_of(options.ckpt_path, run_dir)
+            if options.ckpt_path is None and global_rank() == 0:
+                refuse_finished(run_dir, fast=bool(options.trainer.fast_dev_run))
             return
         options.trainer.logger = False
         phase_two = "FinetuneModule" in options.model.class_path
@@ -140,12 +146,6 @@ class CLI(ConfigCLI):
         if self.subcommand == "predict" and options.text is not None:
             texts = [options.text] if isinstance(options.text, str) else options.text
             options.data.init_args.text = texts
-
-    def find_start(self, options: Namespace, run_dir: Path) -> None:
-        """Where a fit begins: a checkpoint, or step 0 of a directory without a run."""
-        options.ckpt_path = checkpoint_of(options.ckpt_path, run_dir)
-        if options.ckpt_path is None and global_rank() == 0:
-            refuse_finished(run_dir, fast=bool(options.trainer.fast_dev_run))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what every run has: metrics.csv, W&B, checkpoints, preemption, progress, audit."""
@@ -264,24 +264,32 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
 
 
-def run(command: str, args: list[str], kind: type[CLI] = CLI) -> None:
-    """The command line's way in; `kind` may do something else with a command's options."""
-    quieten()
-    keep_freed_memory()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+def run(command: str, args: list[str]) -> None:
+    """The command line's way in."""
 
-    class Command(kind):  # type: ignore[misc, valid-type]
+    class Command(CLI):
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             """Only the one asked for: building the parsers of all takes longer than the rest."""
             return {command: CLI.subcommands()[command]}
 
-    Command(
+    start(Command, command, config_of(command, args))
+
+
+def start(
+    cli: type[CLI], command: str, args: list[str], trainer: type[L.Trainer] = L.Trainer
+) -> None:
+    """Read the config and run the command."""
+    quieten()
+    keep_freed_memory()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    cli(
         PhaseModule,
         PhaseData,
+        trainer_class=trainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        args=[command, *config_of(command, args)],
+        args=[command, *args],
         parser_class=Parser,
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},

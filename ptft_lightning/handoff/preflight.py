@@ -108,7 +108,13 @@ class Preflight:
         return self.inherited
 
 
-DECIDING = ("backbone", "head", "tuning", "seed")  # of a model, what a resume must not change
+DECIDING = (
+    "backbone",
+    "head",
+    "tuning",
+    "seed",
+    "optimizer",
+)  # of a model, what a resume must not change
 
 
 def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
@@ -125,7 +131,8 @@ def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
             f"ckpt_path names a {theirs['phase']} checkpoint, this is a {mine['phase']} run: to "
             "start from its weights give --model.init_from instead"
         )
-    theirs = theirs | {"seed": saved["lineage"]["seed"]}
+    facts = saved["lineage"]
+    theirs = theirs | {"seed": facts["seed"], "optimizer": facts.get("optimizer", "adamw")}
     pairs = [(key, theirs[key], mine[key]) for key in DECIDING if key in mine]
     if changed := [line for pair in pairs for line in _differences(*pair)]:
         raise UserError(f"ckpt_path: the checkpoint's model is another one ({'; '.join(changed)})")
