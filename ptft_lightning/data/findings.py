@@ -81,5 +81,7 @@ def _share(count: int, everything: list[Example] | list[Encoded]) -> str:
 
 
 def _first(places: list[str]) -> str:
-    more = ", .." if len(places) > FIRST else ""
-    return f"at {', '.join(places[:FIRST])}{more}"
+    """`file line 2, 5, 9, ..`: places of one file differ in their last word."""
+    further = [place.rpartition(" ")[2] for place in places[1:FIRST]]
+    more = [".."] if len(places) > FIRST else []
+    return f"at {', '.join([places[0], *further, *more])}"

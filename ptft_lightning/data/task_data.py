@@ -114,7 +114,7 @@ class TaskDataModule(PhaseData):
         elif stage == "validate" and self.files["validation"] is None:
             self._setup_fit()
         else:
-            split = "validation" if stage == "validate" else stage
+            split = "validation" if stage == "validate" else "test"
             self.datasets[split] = self._dataset(split, self._read(split), shuffle=False)
 
     def _setup_fit(self) -> None:
