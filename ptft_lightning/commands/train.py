@@ -41,6 +41,7 @@ from ptft_lightning.modules.audit import Audit
 from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.modules.cpu_memory import keep_freed_memory
 from ptft_lightning.modules.csv_metrics import ForgetRedone
+from ptft_lightning.modules.early_stopping import StopEarly
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.phase import PhaseModule
@@ -80,6 +81,7 @@ class CLI(ConfigCLI):
             default="highest",
             help="Precision of float32 matrix products: 'high' uses TF32 on GPUs.",
         )
+        parser.add_lightning_class_args(StopEarly, "early_stopping")  # before it is saved
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
 
     def _prepare_subcommand_parser(
@@ -280,6 +282,10 @@ def start(
     cli: type[CLI], command: str, args: list[str], trainer: type[L.Trainer] = L.Trainer
 ) -> None:
     """Read the config and run the command."""
+    # Leaves, so that their short names are known.
+    import ptft_lightning.tasks.multilabel
+    import ptft_lightning.tasks.regression  # noqa: F401
+
     quieten()
     keep_freed_memory()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

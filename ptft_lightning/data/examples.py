@@ -25,19 +25,22 @@ class Columns:
     pair: str | None = None
     """The second sentence of a pair."""
     label: str = "label"
-    """The label; not needed for prediction."""
+    """The label, or labels, or number; not needed for prediction."""
+    separator: str | None = None
+    """Cuts the text of the label column into several labels; a JSON list needs none."""
     names: list[str] | None = None
     """Names of the columns of a csv or tsv file that has no header line."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One text or pair of texts, with its label if it has one, and where it stood."""
+    """One text or pair of texts, with its label or list of labels if any, and where it stood."""
 
     text: str
     pair: str | None
     label: str | None
     place: str
+    labels: list[str] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -54,8 +57,10 @@ class Encoded:
 
     tokens: list[int]
     segments: list[int]
-    truncated: bool = False
+    cut: int = 0
+    """Tokens that were too many."""
     targets: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    place: str = ""
 
 
 def read_examples(path: str, columns: Columns, labelled: bool) -> list[Example]:
@@ -83,11 +88,15 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
                 "data.columns.text, .pair or .label (and .names for a file without a header)"
             )
     label = record[columns.label] if columns.label in needed else None
+    if columns.separator is not None and isinstance(label, str):
+        label = [part.strip() for part in label.split(columns.separator) if part.strip()]
+    labels = [str(name) for name in label] if isinstance(label, list) else None
     return Example(
         text=str(record[columns.text]),
         pair=str(record[columns.pair]) if columns.pair else None,
-        label=None if label is None else str(label),
+        label=None if label is None or labels is not None else str(label),
         place=place,
+        labels=labels,
     )
 
 
@@ -155,13 +164,13 @@ def frame_example(examples: list[Example], tokenizer: Tokenizer, max_length: int
     firsts = tokenizer.encode([e.text for e in examples])
     seconds = tokenizer.encode([e.pair or "" for e in examples])
     return [
-        _frame(first, second if example.pair is not None else None, tokenizer, max_length)
-        for example, first, second in zip(examples, firsts, seconds, strict=True)
+        _frame(first, second if e.pair is not None else None, tokenizer, max_length, e.place)
+        for e, first, second in zip(examples, firsts, seconds, strict=True)
     ]
 
 
 def _frame(
-    first: list[int], second: list[int] | None, tokenizer: Tokenizer, max_length: int
+    first: list[int], second: list[int] | None, tokenizer: Tokenizer, max_length: int, place: str
 ) -> Encoded:
     end = [] if tokenizer.end is None else [tokenizer.end]
     begin = [] if tokenizer.begin is None else [tokenizer.begin]
@@ -173,4 +182,5 @@ def _frame(
         keep = min(len(first), max(room - len(second), room // 2))
         left, right = begin + first[:keep] + end, second[: room - keep] + end
     left = left or [tokenizer.pad] * (not right)  # an example has a token to be read from
-    return Encoded(left + right, [0] * len(left) + [1] * len(right), total > room)
+    segments = [0] * len(left) + [1] * len(right)
+    return Encoded(left + right, segments, cut=max(0, total - room), place=place)

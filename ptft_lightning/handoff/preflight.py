@@ -95,7 +95,8 @@ class Preflight:
                 f"the bundle '{bundle.path}' was tuned with task settings {head['config']}, "
                 f"model.task has {task['config']}: give the same"
             )
-        self.inherited.append(f"labels {', '.join(head['labels'])}")
+        if head["labels"]:
+            self.inherited.append(f"labels {', '.join(head['labels'])}")
 
     def finish(self) -> list[str]:
         """The inherited values.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import zipfile
@@ -49,6 +50,15 @@ def last_checkpoint(directory: Path) -> Path | None:
             return path
         say(f"checkpoint '{path}' is torn: passed over")
     return None
+
+
+def watched(module: L.LightningModule) -> tuple[str, int]:
+    """The validation metric that decides, and 1 or -1 for higher or lower is better: the task's
+    in phase two, the loss in phase one."""
+    task: Task | None = getattr(module, "task", None)
+    if task is None:
+        return "val_loss", -1
+    return task.monitor, 1 if task.higher_is_better else -1
 
 
 class Checkpoints(Callback):
@@ -171,12 +181,12 @@ class Checkpoints(Callback):
                 path.unlink()
 
     def _keep_best(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        task: Task | None = getattr(module, "task", None)
-        if task is None:
+        if module.phase != "finetune":
             return
-        value = trainer.callback_metrics.get(task.monitor)
-        if value is not None and (self.best is None or float(value) > self.best):
-            self.best = float(value)
+        name, sign = watched(module)
+        value = float(trainer.callback_metrics.get(name, math.nan))  # a correlation may be NaN
+        if not math.isnan(value) and (self.best is None or sign * value > sign * self.best):
+            self.best = value
             self._write_bundle(trainer, module)
 
     def _write_bundle(

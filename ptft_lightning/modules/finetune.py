@@ -149,8 +149,11 @@ class FinetuneModule(PhaseModule):
         return output
 
     def eval_values(self) -> dict[str, float]:
-        """Loss and the task's metrics."""
+        """Loss and the task's metrics; also how many examples were left out, where they may be."""
         values = super().eval_values()
+        data = cast(TaskDataModule, self.data)
+        if data.unknown_labels == "skip":
+            values["skipped"] = data.skipped["test" if self.trainer.testing else "validation"]
         values |= {name: float(value) for name, value in self.metrics.compute().items()}
         self.metrics.reset()
         return values
