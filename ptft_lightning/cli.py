@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": (TRAINING, "predictions for a file or for --text"),
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
+    "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
 }
 

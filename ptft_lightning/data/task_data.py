@@ -62,6 +62,7 @@ class TaskDataModule(PhaseData):
         self.validation_share = validation_share
         self.labels: list[str] = []
         self.datasets: dict[str, ExampleDataset] = {}
+        self.examples: dict[str, list[Example]] = {}  # of the splits that are not shuffled
         self.texts: list[str] = []
         if max_length < 4:
             raise UserError(f"data.max_length is {max_length}: an example needs at least 4 tokens")
@@ -146,6 +147,8 @@ class TaskDataModule(PhaseData):
         encoded = self.task.encode(examples, self.labels, self.tokenizer, self.max_length)
         if cut := sum(e.truncated for e in encoded):
             say(f"{split}: {cut} of {len(encoded)} examples cut to {self.max_length} tokens")
+        if not shuffle:
+            self.examples[split] = examples
         audit = self.audit is not None and split == "train"
         return ExampleDataset(
             encoded, self.task, self.max_length, self.tokenizer, self.seed, shuffle, audit
