@@ -52,7 +52,10 @@ def _names(runs: Sequence[Run]) -> str:
 def _results(runs: Sequence[Run]) -> str:
     """One row a run, one column a number."""
     found = [
-        {name: value for name, value, _ in [*overview.results(run), *overview.efforts(run)]}
+        {
+            f"{name} ({where.partition(',')[0]})": value
+            for name, value, where in [*overview.results(run), *overview.efforts(run)]
+        }
         for run in runs
     ]
     names = list(dict.fromkeys(name for values in found for name in values))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from ptft_lightning.report.drawing import PAPER, SERIES, calm, number, picture
+from ptft_lightning.report.drawing import PAPER, SERIES, calm, number, picture, share
 from ptft_lightning.report.reading import Curve, Floats, Run
 
 HIDDEN = {"samples", "tokens", "seconds_per_step", "perplexity"}  # told elsewhere, or by the loss
@@ -20,13 +20,13 @@ TITLES = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_s": "Tokens per second",
-    "padding_waste": "Padding waste",
+    "padding_waste": "Padding",
 }
 PREFIXES = ("train_", "val_")
 POINTS = 600  # a curve with more is drawn as the span and the mean of as many stretches
 SMOOTH = 60  # a curve with more points than twice this also gets its mean over 1/60 of the run
-SIZE = (360.0, 190.0)
-WIDE = (736.0, 250.0)
+SIZE = (270.0, 150.0)
+WIDE = (900.0, 270.0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ def _panel(quantity: str, runs: Sequence[Run]) -> Panel:
             if (curve := run.curves.get(f"val_{quantity}")) is not None:
                 _dots(axes, curve, colour if len(runs) > 1 else SERIES[1])
         _scale(axes, quantity, runs)
-        calm(axes, "step" if wide else "")
+        percent = quantity == "padding_waste"
+        calm(axes, "step" if wide else "", (8, 5) if wide else (5, 4), percent)
+        axes.set_xlim(left=0)
 
     now = _now(quantity, runs[0]) if len(runs) == 1 else ""
     return Panel(title, now, picture(title, draw, WIDE if wide else SIZE), wide)
@@ -88,8 +90,9 @@ def _colours(count: int) -> list[str]:
 
 
 def _now(quantity: str, run: Run) -> str:
+    shown = share if quantity == "padding_waste" else number
     parts = [
-        f"{prefix.rstrip('_')} {number(curve.last)}".strip()
+        f"{prefix.rstrip('_')} {shown(curve.last)}".strip()
         for prefix in (*PREFIXES, "")
         if (curve := run.curves.get(f"{prefix}{quantity}")) is not None
     ]

@@ -58,7 +58,7 @@ STYLE: dict[str, Any] = {
 LABEL = 24  # columns of a label; the rest is left out
 # left, right, bottom, top of the axes, in points
 Margins = tuple[float, float, float, float]
-MARGINS: Margins = (44, 10, 24, 10)
+MARGINS: Margins = (36, 8, 22, 8)
 
 
 def picture(
@@ -86,15 +86,11 @@ def _inline(svg: str, what: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r' (?:xmlns(?::\w+)?|version|width|height)="[^"]*"', "", svg, count=5)
     svg = re.sub(r' id="[a-z]+(?:2d)?(?:\.axis)?_\d+"', "", svg)  # not unique in a page
-    svg = re.sub(r"font: (\w+ )?([\d.]+)px [^;\"]*", _font, svg)
+    svg = re.sub(r"font-family: [^;\"]*; ?", "", svg)
+    svg = re.sub(r"font: (?:\w+ )?([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # before 3.11
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(what)}"', 1)
-
-
-def _font(match: re.Match[str]) -> str:
-    weight = f"font-weight: {match[1]}; " if match[1] else ""
-    return f"{weight}font-size: {match[2]}px"
 
 
 def columns(text: str) -> int:
@@ -138,12 +134,21 @@ def tick(value: float, _: int | None = None) -> str:
     return f"{value:.6g}".replace("e-0", "e-")
 
 
-def calm(axes: Axes, xlabel: str = "") -> None:
-    """Few ticks, short numbers."""
-    for axis in (axes.xaxis, axes.yaxis):
+def share(value: float, _: int | None = None) -> str:
+    """A number between 0 and 1 as a percentage."""
+    return f"{100 * value:.3g} %"
+
+
+def calm(
+    axes: Axes, xlabel: str = "", ticks: tuple[int, int] = (5, 5), percent: bool = False
+) -> None:
+    """At most so many ticks on each axis, short numbers."""
+    for axis, count in zip((axes.xaxis, axes.yaxis), ticks, strict=True):
         if axis.get_scale() == "linear":
-            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(tick))
+    if percent:
+        axes.yaxis.set_major_formatter(FuncFormatter(share))
     axes.xaxis.grid(False)
     axes.margins(x=0.01)
     if xlabel:

@@ -71,8 +71,8 @@ def _matrix_axes(axes: Axes, names: list[str], font: float) -> None:
     axes.set_xticks(range(len(names)), names, fontsize=font, color=INK)
     for label in axes.get_xticklabels():
         label.set(rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_xlabel("predicted", fontsize=9, loc="right", labelpad=0)
-    axes.set_ylabel("gold", fontsize=9, loc="top", labelpad=2)
+    axes.set_xlabel("predicted", labelpad=1)
+    axes.set_ylabel("gold", labelpad=1)
 
 
 def reliability_picture(bins: Reliability) -> str:

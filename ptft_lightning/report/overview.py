@@ -47,7 +47,7 @@ def best_step(run: Run) -> int | None:
 def results(run: Run) -> list[tuple[str, str, str]]:
     """Name, value and where it was measured: test first, then the kept model's validation."""
     found = [
-        (f"Test {title_of(name.removeprefix('test_')).lower()}", number(value), "test set")
+        (title_of(name.removeprefix("test_")), number(value), "test")
         for name, value in run.test.items()
         if isinstance(value, int | float) and name != "test_perplexity"
     ]
@@ -58,10 +58,10 @@ def results(run: Run) -> list[tuple[str, str, str]]:
         if name.startswith("val_") and step is not None and (value := curve.at(step)) is not None
     }
     order = [n for n in HEADLINES if n in values] if run.phase == "pretrain" else list(values)
-    where = f"step {step:,}" + (", the best" if run.phase == "finetune" else "") if step else ""
-    found += [(f"Validation {title_of(n).lower()}", number(values[n]), where) for n in order]
+    best = "best " if run.phase == "finetune" else ""
+    found += [(title_of(n), number(values[n]), f"{best}val, step {step:,}") for n in order]
     if not found and (curve := run.curves.get("train_loss")) is not None:
-        found = [("Training loss", number(curve.last), f"step {int(curve.steps[-1]):,}")]
+        found = [("Loss", number(curve.last), f"train, step {int(curve.steps[-1]):,}")]
     return found
 
 
@@ -72,9 +72,9 @@ def efforts(run: Run) -> list[tuple[str, str, str]]:
         found.append(("Tokens", number(tokens.last), "trained on"))
     seconds = training_seconds(run.curves)
     if seconds is not None:
-        found.append(("Training time", duration(seconds), "without validation"))
+        found.append(("Training time", duration(seconds), "without val"))
         if tokens is not None and seconds > 0:
-            found.append(("Throughput", number(tokens.last / seconds), "tokens per second"))
+            found.append(("Throughput", number(tokens.last / seconds), "tokens/s"))
     if parameters := run.lineage.get("parameters"):
         found.append(("Model", number(float(parameters)), "parameters"))
     return found
@@ -127,7 +127,7 @@ def facts(run: Run) -> str:
     ]
     whole = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     return page.section(
-        "Facts", page.grid(cards), page.folded("config.yaml", whole) if run.config else ""
+        "Facts", page.stack(cards), page.folded("config.yaml", whole) if run.config else ""
     )
 
 

@@ -42,6 +42,8 @@ font-variant-numeric:tabular-nums;letter-spacing:-.01em}}
 .grid{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));gap:14px}}
 figure,.card{{background:var(--card);border:1px solid var(--grid);border-radius:10px;
 padding:14px 16px 10px;margin:0;min-width:0}}
+.stack{{columns:2 400px;column-gap:14px}}
+.stack .card{{break-inside:avoid;margin-bottom:14px}}
 figure.wide{{grid-column:1/-1}}
 figcaption{{display:flex;flex-wrap:wrap;justify-content:space-between;gap:2px 12px;
 margin-bottom:6px;font-size:13px}}
@@ -62,6 +64,7 @@ td.n,th.n{{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap
 td.k{{color:var(--muted);white-space:nowrap;width:1%}}
 td.t{{overflow-wrap:anywhere}}
 td i{{display:block;height:4px;border-radius:2px;background:var(--c1);opacity:.55}}
+td.l{{min-width:5em}}
 td.bar{{width:26%;min-width:60px;padding-top:13px}}
 mark{{background:none;color:var(--c2);font-weight:600}}
 .sample{{margin-bottom:12px}}
@@ -108,6 +111,11 @@ def grid(parts: Iterable[str]) -> str:
     return f'<div class="grid">{"".join(parts)}</div>'
 
 
+def stack(parts: Iterable[str]) -> str:
+    """Cards of different height in columns."""
+    return f'<div class="stack">{"".join(parts)}</div>'
+
+
 def section(title: str, *parts: str) -> str:
     """A heading and what belongs to it."""
     return f"<section><h2>{text(title)}</h2>{''.join(parts)}</section>"
@@ -125,7 +133,8 @@ def facts(title: str, rows: Iterable[tuple[str, object]]) -> str:
         for name, value in rows
         if value not in (None, "", [])
     ]
-    return f'<div class="card"><h3>{text(title)}</h3><table>{"".join(cells)}</table></div>'
+    card = f'<div class="card"><h3>{text(title)}</h3><table>{"".join(cells)}</table></div>'
+    return card if cells else ""
 
 
 def table(head: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:

@@ -29,6 +29,7 @@ from ptft_lightning.report.scores import (
 
 MISTAKES = 20  # shown, the most confident first
 CONFUSIONS = 12
+BESIDE = 12  # classes up to which the matrix and the table stand beside each other
 Line = dict[str, Any]
 
 
@@ -81,11 +82,11 @@ def _classes(lines: Sequence[Line]) -> list[str]:
             page.figure("Confidence", confidence_picture(confidence, right, ("right", "wrong"))),
         ]
     )
+    both = [_matrix(matrix, labels), _per_label(labels, scores)]
     return [
         head,
         _gap(),
-        _matrix(matrix, labels),
-        _per_label(labels, scores),
+        page.grid(both) if len(labels) <= BESIDE else _gap().join(both),
         _gap(),
         calibration,
         _confusions(matrix, labels),
@@ -110,7 +111,7 @@ def _matrix(matrix: Any, labels: Sequence[str]) -> str:
     svg = confusion_picture(matrix, labels)
     width = float(svg.split('viewBox="0 0 ')[1].split()[0])
     note = "rows: gold, columns: predicted; shade: share of the row"
-    return page.figure("Confusion matrix", svg, note, width=width) + _gap()
+    return page.figure("Confusion matrix", svg, note, width=width)
 
 
 def _per_label(labels: Sequence[str], scores: LabelScores) -> str:
@@ -157,7 +158,7 @@ def _mistakes(lines: Sequence[Line], confidence: Any, right: Any) -> str:
         ]
         for i in order[:MISTAKES]
     ]
-    head = [("text", "t"), ("gold", "t"), ("predicted", "t"), ("confidence", "n")]
+    head = [("text", "t"), ("gold", "l"), ("predicted", "l"), ("confidence", "n")]
     return "<h2>Most confident mistakes</h2>" + page.table(head, rows)
 
 
