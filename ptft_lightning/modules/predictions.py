@@ -72,7 +72,7 @@ class Predictions:
             for number, row in scores.items()
         ]
         if self.every > 1:
-            say(f"{file.name}: every {self.every}th of {len(self.examples)} examples is kept")
+            say(f"{file.name}: 1 in {self.every} of {len(self.examples):,} examples is kept")
         try:
             write_atomically(file, "".join(lines).encode())
         except OSError as error:  # the run matters more than the picture of it

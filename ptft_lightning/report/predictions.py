@@ -47,8 +47,8 @@ def _told(split: str, lines: Sequence[Line]) -> str:
     which = {"validation": "the best validation", "test": "the last test"}[split]
     numbers = [line["number"] for line in lines[:2] if isinstance(line.get("number"), int)]
     every = numbers[1] - numbers[0] if len(numbers) == 2 else 1
-    some = f"every {every}th example of" if every > 1 else "the examples of"
-    return page.paragraph(f"{len(lines):,} predictions: {some} {which}.")
+    some = f"1 in {every} of the examples" if every > 1 else "the examples"
+    return page.paragraph(f"{len(lines):,} predictions: {some} of {which}.")
 
 
 def _other(lines: Sequence[Line]) -> list[str]:
