@@ -20,6 +20,7 @@ COMMANDS = {
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
     "check": ("ptft_lightning.commands.check", "before a long fit: look at data, loss, gradients"),
+    "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
 }
 

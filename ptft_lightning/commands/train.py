@@ -18,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import Tensor
 
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
@@ -45,6 +46,7 @@ from ptft_lightning.modules.early_stopping import StopEarly
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.phase import PhaseModule
+from ptft_lightning.modules.predictions import Scored, by_number, gather
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
@@ -82,6 +84,9 @@ class CLI(ConfigCLI):
             help="Precision of float32 matrix products: 'high' uses TF32 on GPUs.",
         )
         parser.add_lightning_class_args(StopEarly, "early_stopping")  # before it is saved
+        parser.add_argument(
+            "--report", type=bool, default=True, help="Write report.html at the end of a fit."
+        )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
 
     def _prepare_subcommand_parser(
@@ -191,6 +196,10 @@ class CLI(ConfigCLI):
             # Lightning kills a process whose child ended in anything but 0.
             sys.exit(EXIT_CODE if self.trainer.local_rank == 0 else 0)
         if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+            if self.options.report:
+                from ptft_lightning.commands.report import write_beside
+
+                write_beside(Path(self.options.run_dir))
             say(f"done: {Path(self.options.run_dir) / 'bundle'}")
 
     def test(self, model: L.LightningModule, **kwargs: Any) -> None:
@@ -205,10 +214,12 @@ class CLI(ConfigCLI):
         results = getattr(self.trainer, what)(model, **{**kwargs, "verbose": False})
         if not results:
             raise UserError(f"nothing to {what}: name a file with --data.{what}")
+        run_dir = Path(self.options.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if what == "test" and isinstance(model, FinetuneModule):
+            model.keep_predictions(run_dir, "test")
         if self.trainer.is_global_zero:
             text = json.dumps(results[0])
-            run_dir = Path(self.options.run_dir)
-            run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / f"{what}.json").write_text(text + "\n")
             print(text)
 
@@ -216,17 +227,11 @@ class CLI(ConfigCLI):
         """Predict, and write one JSON line per example in the order of the file."""
         kwargs.pop("return_predictions", None)
         mine = self.trainer.predict(model, return_predictions=True, **kwargs) or []
-        parts: list[Any] = [mine]
-        if self.trainer.world_size > 1:
-            parts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, mine)
+        scores = by_number(gather(cast(Scored, mine), self.trainer.world_size))
         if self.trainer.is_global_zero:
-            self._write_predictions(model, [pair for part in parts for pair in part])
+            self._write_predictions(model, scores)
 
-    def _write_predictions(self, model: FinetuneModule, pairs: list[Any]) -> None:
-        scores = {
-            int(n): row for numbers, rows in pairs for n, row in zip(numbers, rows, strict=True)
-        }
+    def _write_predictions(self, model: FinetuneModule, scores: dict[int, Tensor]) -> None:
         data = cast(TaskDataModule, self.datamodule)
         lines = [
             json.dumps(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ptft_lightning.data.documents import open_bytes
 from ptft_lightning.data.examples import Example
+from ptft_lightning.data.streams import open_bytes
 from ptft_lightning.errors import UserError
 
 

@@ -71,6 +71,7 @@ class TaskDataModule(PhaseData):
         self.validation_share = validation_share
         self.labels: list[str] = []
         self.datasets: dict[str, ExampleDataset] = {}
+        self.examples: dict[str, list[Example]] = {}  # of the splits that are not shuffled
         self.texts: list[str] = []
         self.skipped: dict[str, int] = {}
         if max_length < 4:
@@ -162,6 +163,8 @@ class TaskDataModule(PhaseData):
         self.skipped[split] = len(examples) - len(known)
         encoded = self.task.encode(known, self.labels, self.tokenizer, self.max_length)
         report_cut(split, encoded, self.max_length)
+        if not shuffle:
+            self.examples[split] = known
         audit = self.audit is not None and split == "train"
         return ExampleDataset(
             encoded, self.task, self.max_length, self.tokenizer, self.seed, shuffle, audit

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from ptft_lightning.data.module import say
 from ptft_lightning.handoff.bundle import recover_directories, replace_directory, write_bundle
 from ptft_lightning.handoff.lineage import model_card
+from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.nets import whole_state
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.tasks.base import Task
@@ -188,6 +189,7 @@ class Checkpoints(Callback):
         if not math.isnan(value) and (self.best is None or sign * value > sign * self.best):
             self.best = value
             self._write_bundle(trainer, module)
+            cast(FinetuneModule, module).keep_predictions(self.run_dir, "validation")
 
     def _write_bundle(
         self, trainer: L.Trainer, module: PhaseModule, checkpoint: Path | None = None
