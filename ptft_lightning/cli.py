@@ -17,6 +17,8 @@ COMMANDS = {
     "predict": (TRAINING, "predictions for a file or for --text"),
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
+    "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
+    "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
 }
 

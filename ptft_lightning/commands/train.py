@@ -47,6 +47,7 @@ from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
+from ptft_lightning.modules.samples import Samples
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -80,6 +81,8 @@ class CLI(ConfigCLI):
             default="highest",
             help="Precision of float32 matrix products: 'high' uses TF32 on GPUs.",
         )
+        # Before the checkpoints: none must know a validation whose samples are not written.
+        parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
 
     def _prepare_subcommand_parser(
@@ -148,7 +151,7 @@ class CLI(ConfigCLI):
         options = self._get(self.config_init, "trainer")
         run_dir = Path(self.options.run_dir)
         checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
-        checkpoints.run_dir = run_dir
+        checkpoints.run_dir = self._get(self.config_init, "samples").run_dir = run_dir
         self.preempt = Preempt(checkpoints)
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
