@@ -41,8 +41,11 @@ class TextStream:
         now = self.tokenizer.decode(self.ids[self.first :])
         if now.endswith(TORN) and not last:
             return ""
-        self.first, self.read = self.read, len(self.ids)
-        return now[len(before) :]
+        piece = now[len(before) :]
+        if piece:  # tokens without text, such as [UNK], are no context
+            self.first = self.read
+        self.read = len(self.ids)
+        return piece
 
 
 @dataclass

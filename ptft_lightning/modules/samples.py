@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -69,7 +70,9 @@ class Samples(Callback):
         training = module.net.training
         module.net.eval()
         # Compiled layers would be compiled again for every new shape.
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        compiled = module.compile_layers
+        eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+        with torch.inference_mode(), eager:
             lines = self._continued(module) if module.objective.causal else self._filled(module)
         module.net.train(training)
         with open(self.file, "a", encoding="utf-8") as stream:
@@ -130,7 +133,8 @@ def _model(module: PhaseModule) -> Any:
 
 def _beginnings(data: CorpusDataModule, count: int, max_length: int) -> list[list[int]]:
     """The first tokens of held-out documents, not more than half of a document."""
-    store, prompts = data.validation_rows.store, []
+    store = data.validation_rows.store
+    prompts: list[list[int]] = []
     for shard in range(len(store.shards)):
         tokens, ends = store.tokens(shard), np.asarray(store.ends(shard))
         for start, stop in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
