@@ -21,6 +21,8 @@ COMMANDS = {
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
     "check": ("ptft_lightning.commands.check", "before a long fit: look at data, loss, gradients"),
     "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
+    "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
+    "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -22,11 +23,11 @@ class OneLineParser(ArgumentParser):
         raise UserError(explain(error, Context(options, {})))
 
 
-def run_tool(name: str, function: Callable[..., None], args: list[str], positional: bool) -> None:
+def run_tool(name: str, function: Callable[..., Any], args: list[str], positional: bool) -> Any:
     """Call `function` with the options of the command line; its docstring is the help."""
     from jsonargparse import auto_cli
 
-    auto_cli(
+    return auto_cli(
         function,
         args=args,
         as_positional=positional,

@@ -50,6 +50,7 @@ from ptft_lightning.modules.predictions import Scored, by_number, gather
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
+from ptft_lightning.modules.samples import Samples
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -87,6 +88,8 @@ class CLI(ConfigCLI):
         parser.add_argument(
             "--report", type=bool, default=True, help="Write report.html at the end of a fit."
         )
+        # Before the checkpoints: none must know a validation whose samples are not written.
+        parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
 
     def _prepare_subcommand_parser(
@@ -159,7 +162,7 @@ class CLI(ConfigCLI):
         options = self._get(self.config_init, "trainer")
         run_dir = Path(self.options.run_dir)
         checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
-        checkpoints.run_dir = run_dir
+        checkpoints.run_dir = self._get(self.config_init, "samples").run_dir = run_dir
         self.preempt = Preempt(checkpoints)
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]

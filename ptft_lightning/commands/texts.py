@@ -1,0 +1,65 @@
+"""Texts that commands are given: on the command line or in files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from ptft_lightning.data.documents import BadDocuments, read_unit, split_units, text_size
+from ptft_lightning.data.module import say
+from ptft_lightning.errors import UserError
+
+T = TypeVar("T")
+
+
+def texts_in(value: str, name: str) -> list[str]:
+    """One text, or several written as a JSON list of strings; `[MASK]` is a text.
+
+    Raises:
+        UserError: such a list holds something else.
+    """
+    if not value.startswith('["'):
+        return [value]
+    try:
+        texts = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--{name} begins like a JSON list and is none: {error}") from error
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"--{name} has {text!r} in its list: give texts in quotes")
+    return list(texts)
+
+
+def read_lines(file: str) -> Iterator[str]:
+    """The lines of a .txt file that are not blank.
+
+    Raises:
+        UserError: missing or not UTF-8.
+    """
+    if not Path(file).is_file():
+        raise UserError(f"file not found: '{file}'")
+    try:
+        for line in Path(file).read_text(encoding="utf-8-sig").splitlines():
+            if line.strip():
+                yield line
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{file}' is not UTF-8: {error.reason}") from error
+
+
+def read_documents(file: str, column: str) -> Iterator[str]:
+    """The documents of a file; unreadable ones are left out and reported."""
+    bad = BadDocuments()
+    size = text_size(file)
+    for unit in split_units(file, size, max(size, 1)):
+        yield from read_unit(unit, column, bad)
+    if bad.count:
+        say(f"{bad.count} documents could not be read and are left out, first {bad.places[0]}")
+
+
+def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """`size` items at a time."""
+    while batch := list(islice(items, size)):
+        yield batch
