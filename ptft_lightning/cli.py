@@ -18,6 +18,7 @@ COMMANDS = {
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
+    "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),
 }
 
 

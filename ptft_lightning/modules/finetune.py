@@ -30,7 +30,7 @@ class FinetuneModule(PhaseModule):
     Args:
         task: What is predicted, such as Classification.
         init_from: A bundle, run directory or checkpoint of phase one (or of phase two, to go on
-            with its task).
+            with its task), or a Hugging Face folder.
         tuning: Which parameters train, such as Full or Frozen.
         optimizer: Optimizer and schedule.
         from_scratch: Keep the bundle's tokenizer and shape but not its weights: the baseline that

@@ -20,6 +20,7 @@ from ptft_lightning.tasks.base import Task, TaskHead
 from ptft_lightning.terms import IGNORE, Output, Term
 
 Pooling = Literal["auto", "mean", "first", "last"]
+Transform = Literal["tanh", "gelu"]
 
 
 class Classification(Task):
@@ -28,17 +29,33 @@ class Classification(Task):
     Args:
         pooling: How the hidden states of an example become one vector; `auto` is the mean.
         dropout: Probability on that vector, in training.
+        transform: What the vector goes through before the last layer: a dense layer with tanh
+            (BERT), or a dense layer with GELU and a norm (ModernBERT); default: nothing.
+        bias: Whether the last layer has a bias; GPT-2 and Llama in Hugging Face's library have
+            none.
     """
 
     name = "classification"
     monitor = "val_accuracy"
 
-    def __init__(self, pooling: Pooling = "auto", dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        pooling: Pooling = "auto",
+        dropout: float = 0.1,
+        transform: Transform | None = None,
+        bias: bool = True,
+    ) -> None:
         self.pooling, self.dropout = pooling, dropout
+        self.transform, self.bias = transform, bias
 
     def config(self) -> dict[str, Any]:
-        """Pooling and dropout."""
-        return {"pooling": self.pooling, "dropout": self.dropout}
+        """What the head is made of."""
+        return {
+            "pooling": self.pooling,
+            "dropout": self.dropout,
+            "transform": self.transform,
+            "bias": self.bias,
+        }
 
     def schema(self, examples: list[Example]) -> list[str]:
         """The labels that occur, sorted."""
@@ -78,7 +95,10 @@ class Classification(Task):
     def build_head(self, backbone: Backbone, labels: list[str]) -> TaskHead:
         """A linear layer on the pooled vector."""
         pooling = "mean" if self.pooling == "auto" else self.pooling
-        return ClassificationHead(backbone.dim, len(labels), pooling, self.dropout)
+        head = ClassificationHead(backbone.dim, len(labels), pooling, self.dropout, self.bias)
+        if self.transform is not None:
+            head.add_transform(backbone, self.transform)
+        return head
 
     def metrics(self, labels: list[str]) -> MetricCollection:
         """Accuracy and macro-F1."""
@@ -105,20 +125,37 @@ class Classification(Task):
 class ClassificationHead(TaskHead):
     """Pool each example's hidden states, then one linear layer."""
 
-    def __init__(self, dim: int, classes: int, pooling: str, dropout: float) -> None:
+    def __init__(
+        self, dim: int, classes: int, pooling: str, dropout: float, bias: bool = True
+    ) -> None:
         super().__init__()
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(dim, classes)
+        self.dense: nn.Module | None = None
+        self.norm: nn.Module | None = None
+        self.classifier = nn.Linear(dim, classes, bias=bias)
+
+    def add_transform(self, backbone: Backbone, transform: Transform) -> None:
+        """A dense layer before the last one: with tanh, or with GELU and a norm."""
+        self.dense = nn.Linear(backbone.dim, backbone.dim, bias=backbone.bias)
+        if transform == "gelu":
+            self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps, bias=backbone.bias)
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> the `classification` term and (E, classes) scores."""
-        pooled = self._pool(hidden, batch.targets)
+        pooled = self._transform(self._pool(hidden, batch.targets))
         logits: Tensor = self.classifier(self.dropout(pooled)).float()
         labels = batch.targets["label"]
         total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
         term = Term(total, (labels != IGNORE).sum(), nominal=1.0)
         return Output({"classification": term}, scores=logits)
+
+    def _transform(self, pooled: Tensor) -> Tensor:
+        if self.dense is None:
+            return pooled
+        dense: Tensor = self.dense(pooled)
+        out: Tensor = dense.tanh() if self.norm is None else self.norm(F.gelu(dense))
+        return out
 
     def _pool(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
         row, start, end = at["row"], at["start"], at["end"]
