@@ -21,7 +21,7 @@ from ptft_lightning.tasks.classification import Classification
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (Bert(), Roberta(), ModernBert(), Gpt2(), Llama(), Qwen2(), Qwen3())
+    for family in (ModernBert(), Bert(), Roberta(), Gpt2(), Llama(), Qwen2(), Qwen3())
 }
 OBJECTIVES = {"causal": CausalLM, "masked": MaskedLM}
 
