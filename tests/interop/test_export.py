@@ -158,9 +158,7 @@ def test_a_model_of_no_family(store: Path, bpe_path: Path, tmp_path: Path) -> No
     (line,) = run.errors
     assert "the nearest is modernbert" in line
     assert "backbone.activation is 'gelu' and would have to be 'geglu'" in line
-    run = call(
-        ["export", "--init_from", run_dir, "--output", tmp_path / "out", "--family", "bert"]
-    )
+    run = call(["export", "--init_from", run_dir, "--output", tmp_path / "out", "--family", "bert"])
     (line,) = run.errors
     assert "backbone.positions is 'rotary' and would have to be 'learned'" in line
     assert not (tmp_path / "out").exists()
