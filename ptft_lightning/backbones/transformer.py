@@ -97,7 +97,8 @@ class Transformer(Backbone):
         if self.position is not None:
             x = x + self.position(positions + self.config.position_start)
         if self.token_type is not None:
-            x = x + self.token_type(torch.zeros_like(tokens) if segments is None else segments)
+            one = segments is None or self.config.token_types == 1  # RoBERTa: no second type
+            x = x + self.token_type(torch.zeros_like(tokens) if one else segments)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         out: Tensor = self.dropout(x)

@@ -16,7 +16,7 @@ def inspect(path: str) -> None:
     """Print what is at a path, as JSON.
 
     Args:
-        path: A bundle, run directory, checkpoint, token store or tokenizer.
+        path: A bundle, run directory, checkpoint, Hugging Face folder, token store or tokenizer.
     """
     place = Path(path)
     if not place.exists():
@@ -68,9 +68,9 @@ def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _bundle(place: Path) -> dict[str, Any]:
-    from ptft_lightning.handoff.bundle import open_bundle  # torch only where it is needed
+    from ptft_lightning.interop.open import open_model  # torch only where it is needed
 
-    bundle = open_bundle(place)
+    bundle = open_model(place)
     shapes = {name: list(bundle.tensor(name).shape) for name in sorted(bundle.names())}
     return {
         "kind": f"{bundle.config['phase']} bundle",

@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from ptft_lightning.data.documents import BadDocuments, read_unit, split_units, text_size
+from ptft_lightning.data.bad_documents import BadDocuments
+from ptft_lightning.data.documents import Reading, check_file, read_unit, split_units, text_size
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 
@@ -51,12 +52,13 @@ def read_lines(file: str) -> Iterator[str]:
 
 def read_documents(file: str, column: str) -> Iterator[str]:
     """The documents of a file; unreadable ones are left out and reported."""
-    bad = BadDocuments()
-    size = text_size(file)
-    for unit in split_units(file, size, max(size, 1)):
-        yield from read_unit(unit, column, bad)
+    bad, reading = BadDocuments(), Reading(column)
+    check_file(file, reading)
+    size = text_size(file, column)
+    for unit in split_units(file, size, max(size, 1), column):
+        yield from read_unit(unit, reading, bad)
     if bad.count:
-        say(f"{bad.count} documents could not be read and are left out, first {bad.places[0]}")
+        say(bad.summary())
 
 
 def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -12,6 +12,7 @@ from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle
+from ptft_lightning.tasks.base import Task
 
 
 @dataclass
@@ -82,19 +83,22 @@ class Preflight:
                 f"{' or '.join(allowed)} bundles"
             )
 
-    def labels(self, bundle: Bundle, task: dict[str, Any]) -> None:
+    def labels(self, bundle: Bundle, task: Task) -> None:
         """A tuned bundle goes on only with its own task."""
         head = bundle.config["head"]
-        if head["name"] != task["name"]:
+        if head["name"] != task.name:
             self.problems.append(
                 f"the bundle '{bundle.path}' was tuned for '{head['name']}', model.task is "
-                f"'{task['name']}': start from the phase-one bundle it was made from"
+                f"'{task.name}': start from the phase-one bundle it was made from"
             )
-        elif head["config"] != task["config"]:
-            self.problems.append(
-                f"the bundle '{bundle.path}' was tuned with task settings {head['config']}, "
-                f"model.task has {task['config']}: give the same"
-            )
+            return
+        for name in task.shaping:
+            was, now = head["config"].get(name), task.config()[name]
+            if was != now:
+                self.problems.append(
+                    f"the bundle '{bundle.path}' was tuned with model.task.{name} {was!r}, yours "
+                    f"is {now!r}: give the same"
+                )
         if head["labels"]:
             self.inherited.append(f"labels {', '.join(head['labels'])}")
 

@@ -32,7 +32,7 @@ class FinetuneModule(PhaseModule):
     Args:
         task: What is predicted, such as Classification.
         init_from: A bundle, run directory or checkpoint of phase one (or of phase two, to go on
-            with its task).
+            with its task), or a Hugging Face folder.
         tuning: Which parameters train, such as Full or Frozen.
         optimizer: Optimizer and schedule.
         from_scratch: Keep the bundle's tokenizer and shape but not its weights: the baseline that
@@ -88,8 +88,7 @@ class FinetuneModule(PhaseModule):
             check.tokenizer(self.bundle, data.tokenizer)
             check.backbone(self.bundle)
             if self._tuned_bundle:
-                task = {"name": self.task.name, "config": self.task.config()}
-                check.labels(self.bundle, task)
+                check.labels(self.bundle, self.task)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
         length = cast(TaskDataModule, data).max_length

@@ -17,7 +17,7 @@ from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.sample_order import random_key
 from ptft_lightning.errors import UserError
-from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, Bundle, open_bundle
+from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, Bundle
 from ptft_lightning.handoff.lineage import parent_of, versions
 from ptft_lightning.handoff.preflight import check_resume
 from ptft_lightning.modules import optimizers
@@ -50,7 +50,7 @@ class PhaseModule(L.LightningModule):
         self.schedule = optimizers.learning_rate
         self.compile_layers = compile_layers
         self.activation_checkpointing = activation_checkpointing
-        self.bundle: Bundle | None = open_bundle(init_from) if init_from is not None else None
+        self.bundle: Bundle | None = None if init_from is None else _open(init_from)
         self.built = False
         self.train_meter, self.eval_meter = Meter(), Meter()
         self.tokens_seen = 0
@@ -298,3 +298,9 @@ class PhaseModule(L.LightningModule):
             "versions": versions(),
             "parents": [parent_of(self.bundle)] if self.bundle is not None else [],
         }
+
+
+def _open(init_from: str) -> Bundle:
+    from ptft_lightning.interop.open import open_model  # a leaf
+
+    return open_model(init_from)

@@ -27,7 +27,8 @@ class PretrainModule(PhaseModule):
         backbone: Shape and kind of the model; not with init_from, which brings its own.
         optimizer: Optimizer and schedule.
         vocab_size: Rows of the embedding; default: as many as the tokenizer has ids.
-        init_from: A phase-one bundle, run or checkpoint to go on from with a new schedule.
+        init_from: A phase-one bundle, run, checkpoint or Hugging Face folder to go on from with a
+            new schedule.
         compile_layers: Compile each layer with torch.compile.
         activation_checkpointing: Recompute each layer in the backward pass to save memory.
         seed: Decides the initial values and dropout.
@@ -92,7 +93,7 @@ class PretrainModule(PhaseModule):
         """From the bundle, head included when it is of the same objective."""
         if self.bundle is None:
             return None
-        same_head = self.bundle.config["head"] == self._head()
+        same_head = self.bundle.config["head"]["name"] == self.objective.name
         if name not in self.bundle.names():
             if name.startswith("backbone.") or same_head:
                 raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'")

@@ -26,6 +26,8 @@ class Task:
     """What phase two predicts. Plain values only, so that it travels into a bundle's config."""
 
     name: ClassVar[str]
+    shaping: ClassVar[tuple[str, ...]]
+    """Settings that decide what a trained head computes: a tuned bundle keeps them."""
     monitor: str
     """The validation metric that decides which bundle is best, and when to stop early."""
     higher_is_better: bool = True

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
@@ -22,6 +22,8 @@ from ptft_lightning.tasks.class_weights import ClassWeights, class_weights
 from ptft_lightning.tasks.matthews import Matthews
 from ptft_lightning.tasks.pooling import PooledHead, Pooling, spans_of
 from ptft_lightning.terms import IGNORE, Output, Term
+
+Transform = Literal["tanh", "gelu"]
 
 
 class Classification(Task):
@@ -40,9 +42,14 @@ class Classification(Task):
             count 1), or a list in the order of the labels.
         label_smoothing: Share of the target spread over all classes, in training.
         monitor: The validation metric that decides which bundle is best.
+        transform: What the vector goes through before the last layer: a dense layer with tanh
+            (BERT), or a dense layer with GELU and a norm (ModernBERT); default: nothing.
+        bias: Whether the last layer has a bias; GPT-2 and Llama in Hugging Face's library have
+            none.
     """
 
     name = "classification"
+    shaping = ("pooling", "transform", "bias")
 
     def __init__(
         self,
@@ -51,9 +58,12 @@ class Classification(Task):
         class_weights: ClassWeights | None = None,
         label_smoothing: float = 0.0,
         monitor: Literal["accuracy", "macro_f1", "mcc", "loss"] = "accuracy",
+        transform: Transform | None = None,
+        bias: bool = True,
     ) -> None:
         self.pooling, self.dropout = pooling, dropout
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
+        self.transform, self.bias = transform, bias
         self.watch(monitor)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"task.label_smoothing is {label_smoothing}: give 0 to less than 1")
@@ -66,6 +76,8 @@ class Classification(Task):
             "class_weights": self.class_weights,
             "label_smoothing": self.label_smoothing,
             "monitor": self.monitor.removeprefix("val_"),
+            "transform": self.transform,
+            "bias": self.bias,
         }
 
     def labels_of(self, example: Example) -> list[str]:
@@ -123,9 +135,12 @@ class Classification(Task):
 
     def build_head(self, backbone: Backbone, labels: list[str]) -> TaskHead:
         """A linear layer on the pooled vector."""
-        return ClassificationHead(
-            backbone.dim, len(labels), self.pooling, self.dropout, self.label_smoothing
+        head = ClassificationHead(
+            backbone.dim, len(labels), self.pooling, self.dropout, self.label_smoothing, self.bias
         )
+        if self.transform is not None:
+            head.add_transform(backbone, self.transform)
+        return head
 
     def metrics(self, labels: list[str]) -> MetricCollection:
         """Accuracy, macro-F1 and Matthews' correlation."""
@@ -154,10 +169,32 @@ class ClassificationHead(PooledHead):
     """Cross-entropy over the classes."""
 
     def __init__(
-        self, dim: int, classes: int, pooling: Pooling, dropout: float, smoothing: float = 0.0
+        self,
+        dim: int,
+        classes: int,
+        pooling: Pooling,
+        dropout: float,
+        smoothing: float = 0.0,
+        bias: bool = True,
     ) -> None:
-        super().__init__(dim, classes, pooling, dropout)
+        super().__init__(dim, classes, pooling, dropout, bias)
         self.smoothing = smoothing
+        self.dense: nn.Module | None = None
+        self.norm: nn.Module | None = None
+
+    def add_transform(self, backbone: Backbone, transform: Transform) -> None:
+        """A dense layer before the last one: with tanh, or with GELU and a norm."""
+        self.dense = nn.Linear(backbone.dim, backbone.dim, bias=backbone.bias)
+        if transform == "gelu":
+            self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps, bias=backbone.bias)
+
+    def transform(self, pooled: Tensor) -> Tensor:
+        """See `PooledHead`."""
+        if self.dense is None:
+            return pooled
+        dense: Tensor = self.dense(pooled)
+        out: Tensor = dense.tanh() if self.norm is None else self.norm(F.gelu(dense))
+        return out
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> the `classification` term and (E, classes) scores."""

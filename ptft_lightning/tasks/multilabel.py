@@ -34,6 +34,7 @@ class MultiLabel(Task):
     """
 
     name = "multilabel"
+    shaping = ("pooling",)
 
     def __init__(
         self,

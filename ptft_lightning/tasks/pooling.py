@@ -25,17 +25,23 @@ def spans_of(packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
 class PooledHead(TaskHead):
     """Pool each example's hidden states, then one linear layer; a task adds its loss."""
 
-    def __init__(self, dim: int, outputs: int, pooling: Pooling, dropout: float) -> None:
+    def __init__(
+        self, dim: int, outputs: int, pooling: Pooling, dropout: float, bias: bool = True
+    ) -> None:
         super().__init__()
         self.pooling = "mean" if pooling == "auto" else pooling
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(dim, outputs)
+        self.classifier = nn.Linear(dim, outputs, bias=bias)
 
     def project(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, T, dim) hidden states -> (E, outputs) in float32."""
-        pooled = self._pool(hidden, batch.targets)
+        pooled = self.transform(self._pool(hidden, batch.targets))
         out: Tensor = self.classifier(self.dropout(pooled)).float()
         return out
+
+    def transform(self, pooled: Tensor) -> Tensor:
+        """What the pooled vectors go through before the last layer."""
+        return pooled
 
     def _pool(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
         row, start, end = at["row"], at["start"], at["end"]

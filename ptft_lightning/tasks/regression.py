@@ -41,6 +41,7 @@ class Regression(Task):
     """
 
     name = "regression"
+    shaping = ("pooling", "center", "scale")
 
     def __init__(
         self,

@@ -1,0 +1,78 @@
+"""`export`: a bundle as a folder that other programs read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from ptft_lightning.commands.tool import run_tool
+from ptft_lightning.errors import UserError
+from ptft_lightning.handoff.bundle import Bundle, replace_directory
+from ptft_lightning.interop.compare import compare_with_transformers
+from ptft_lightning.interop.families import find_family
+from ptft_lightning.interop.open import is_huggingface, open_model
+from ptft_lightning.interop.write import write_folder
+
+GB = 10**9
+
+
+def export(
+    init_from: str,
+    output: str,
+    format: Literal["huggingface"] = "huggingface",
+    family: str | None = None,
+    shard_gb: float = 5.0,
+    overwrite: bool = False,
+) -> None:
+    """Write a bundle in Hugging Face's layout, which transformers and many others read.
+
+    Only what such a model computes exactly is written. Where transformers is installed it reads
+    the folder back, and one whose logits or token ids differ is not kept.
+
+    Args:
+        init_from: A bundle, run directory, checkpoint or Hugging Face folder.
+        output: Directory to write.
+        format: The layout.
+        family: Model type such as bert, gpt2 or llama; default: the first that fits.
+        shard_gb: Gigabytes of a file of tensors; larger models are written as several.
+        overwrite: Replace an earlier export in `output`.
+    """
+    if shard_gb <= 0:
+        raise UserError(f"--shard_gb is {shard_gb}: give a positive number")
+    target = Path(output)
+    _check_place(target, overwrite)
+    bundle = open_model(init_from)
+    chosen = find_family(bundle.config, bundle.tokenizer.pad, family)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        write_folder(bundle, chosen, temporary, int(shard_gb * GB))
+        checked = _check(bundle, temporary)
+        replace_directory(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{target}: {chosen.architecture(bundle.config['head']['name'])}, {checked}")
+
+
+def _check_place(target: Path, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise UserError(f"--output '{target}' is there already: name another or give --overwrite")
+    if not is_huggingface(target):
+        raise UserError(f"--output '{target}' is no earlier export: name another directory")
+
+
+def _check(bundle: Bundle, folder: Path) -> str:
+    if find_spec("transformers") is None:
+        return "not compared with transformers, which is not installed"
+    difference = compare_with_transformers(bundle, folder)
+    return f"as transformers computes it (largest difference of logits {difference:.2g})"
+
+
+def run(command: str, args: list[str]) -> None:
+    """The command line's way in."""
+    run_tool(command, export, args, positional=False)

@@ -1,0 +1,112 @@
+"""A written folder against the bundle it was made from, through transformers; knows no files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptft_lightning.data.batch import Batch, build_batch
+from ptft_lightning.data.examples import Encoded
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+from ptft_lightning.handoff.bundle import Bundle
+from ptft_lightning.interop.families import build_parts
+from ptft_lightning.objectives.base import PretrainHead
+from ptft_lightning.tasks.classification import Classification
+
+TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
+SAMPLES = ("The quick brown fox jumps over the lazy dog.", "语言模型读文字。", "Été: 3,141 + 2 = ?")
+AUTO = {
+    None: "AutoModel",
+    "causal": "AutoModelForCausalLM",
+    "masked": "AutoModelForMaskedLM",
+    "classification": "AutoModelForSequenceClassification",
+}
+
+
+def compare_with_transformers(bundle: Bundle, folder: Path) -> float:
+    """The largest difference of logits between the bundle's model and the folder's, on rows of
+    random tokens and of text, some padded; both in float32.
+
+    Raises:
+        UserError: logits or token ids differ.
+    """
+    import transformers
+
+    _compare_tokens(bundle.tokenizer, folder, transformers.AutoTokenizer)
+    auto = getattr(transformers, AUTO[bundle.config["head"]["name"]])
+    theirs = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    parts: Any = build_parts(bundle.config).eval()
+    weights = {name: bundle.tensor(name).float() for name in parts.state_dict()}
+    parts.load_state_dict(weights, assign=True)
+    worst = 0.0
+    for rows in (_random_rows(bundle), _text_rows(bundle)):
+        batch, real = _batch(rows, bundle)
+        with torch.no_grad():
+            mine = _logits(parts, batch, bundle.config["head"]["name"])
+            out = theirs(input_ids=batch.tokens, attention_mask=real.long())
+        wanted = out.logits if "logits" in out else out.last_hidden_state
+        if wanted.ndim == 3:
+            mine, wanted = mine[real], wanted[real]
+        difference = float((mine - wanted).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+            raise UserError(
+                f"transformers {transformers.__version__} computes other logits from the export "
+                f"(by up to {difference:.3g}): it is not kept, please report this"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _compare_tokens(tokenizer: Tokenizer, folder: Path, auto: Any) -> None:
+    theirs = auto.from_pretrained(folder)
+    for text, mine in zip(SAMPLES, tokenizer.encode([*SAMPLES]), strict=True):
+        if (found := theirs(text, add_special_tokens=False)["input_ids"]) != mine:
+            raise UserError(
+                f"transformers' tokenizer reads '{text}' from the export as {found}, ours as "
+                f"{mine}: it is not kept, please report this"
+            )
+
+
+def _random_rows(bundle: Bundle) -> list[list[int]]:
+    """Rows longer than a window, where the model reads as many."""
+    shape = bundle.config["backbone"]
+    window = shape["config"]["window"] or 0
+    length = min(shape["config"]["max_length"], max(48, min(2 * window + 8, 512)))
+    ordinary = np.setdiff1d(np.arange(shape["vocab_size"]), bundle.tokenizer.specials)
+    rng = np.random.default_rng(0)
+    return [rng.choice(ordinary, size).tolist() for size in (length, length // 2 + 1, 1)]
+
+
+def _text_rows(bundle: Bundle) -> list[list[int]]:
+    longest = bundle.config["backbone"]["config"]["max_length"]
+    encoded = bundle.tokenizer.encode([*SAMPLES])
+    return [bundle.tokenizer.frame(ids)[:longest] for ids in encoded]
+
+
+def _batch(rows: list[list[int]], bundle: Bundle) -> tuple[Batch, Tensor]:
+    """Padded on the right; with the targets of a classification, labels unknown."""
+    lengths = np.array([len(row) for row in rows])
+    real = np.arange(lengths.max()) < lengths[:, None]
+    tokens = np.full(real.shape, bundle.tokenizer.pad, np.int64)
+    tokens[real] = np.concatenate(rows)
+    numbers = np.arange(len(rows))
+    packed = [Encoded(row, [0] * len(row), False) for row in rows]
+    targets = Classification().targets(packed, numbers, np.zeros_like(numbers))
+    batch = build_batch(tokens, real.astype(np.int64), numbers, targets, len(rows))
+    return batch, torch.from_numpy(real)
+
+
+def _logits(parts: Any, batch: Batch, head: str | None) -> Tensor:
+    hidden: Tensor = parts["backbone"](batch.tokens, batch.documents, batch.positions)
+    if head is None:
+        return hidden
+    if isinstance(parts["head"], PretrainHead):
+        return parts["head"].logits(hidden, parts["backbone"].embedding.weight)
+    scores = parts["head"](hidden, batch).scores
+    assert isinstance(scores, Tensor)
+    return scores

@@ -1,0 +1,107 @@
+"""The families we read and write, and which of them a model belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ptft_lightning.backbones.transformer import Transformer
+from ptft_lightning.backbones.transformer_config import TransformerConfig
+from ptft_lightning.errors import UserError
+from ptft_lightning.interop.decoders import Gpt2, Llama, Qwen2, Qwen3
+from ptft_lightning.interop.encoders import Bert, ModernBert, Roberta
+from ptft_lightning.interop.family import Family
+from ptft_lightning.interop.settings import Settings
+from ptft_lightning.objectives.causal import CausalLM
+from ptft_lightning.objectives.masked import MaskedLM
+from ptft_lightning.tasks.classification import Classification
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (ModernBert(), Bert(), Roberta(), Gpt2(), Llama(), Qwen2(), Qwen3())
+}
+OBJECTIVES = {"causal": CausalLM, "masked": MaskedLM}
+
+
+def build_parts(config: Mapping[str, Any]) -> nn.ModuleDict:
+    """`backbone` and, if there is one, `head` of a bundle's config; tensor names are its keys."""
+    shape, head = config["backbone"], config["head"]
+    transformer = TransformerConfig(**shape["config"])
+    backbone = Transformer(transformer, shape["vocab_size"])
+    parts = nn.ModuleDict({"backbone": backbone})
+    if head["name"] in OBJECTIVES:
+        objective = OBJECTIVES[head["name"]](**head["config"])
+        parts["head"] = objective.build_head(backbone, transformer.tie_embeddings)
+    elif head["name"] == Classification.name:
+        parts["head"] = Classification(**head["config"]).build_head(backbone, head["labels"])
+    return parts
+
+
+def find_family(config: Mapping[str, Any], pad: int, asked: str | None) -> Family:
+    """The family that computes what a bundle's config computes.
+
+    Args:
+        config: a bundle's config.json.
+        pad: the tokenizer's padding id.
+        asked: a family's name, None to take the first that fits.
+
+    Raises:
+        UserError: none does; names the settings that stand in the way of the nearest one.
+    """
+    if asked is not None and asked not in FAMILIES:
+        raise UserError(f"--family is '{asked}': choose from {', '.join(FAMILIES)}")
+    if config["backbone"]["kind"] != "transformer":
+        raise UserError(
+            f"a {config['backbone']['kind']} has no counterpart in Hugging Face's library: only "
+            "a transformer can be exported"
+        )
+    candidates = [FAMILIES[asked]] if asked is not None else list(FAMILIES.values())
+    found = {family.name: _obstacles(family, config, pad) for family in candidates}
+    best = min(found, key=lambda name: len(found[name]))  # the first of equals
+    if found[best]:
+        nearest = "" if asked is not None else "no family is the same; the nearest is "
+        raise UserError(f"{nearest}{best}, but {'; '.join(found[best])}")
+    return FAMILIES[best]
+
+
+def _obstacles(family: Family, config: Mapping[str, Any], pad: int) -> list[str]:
+    """What the family cannot express, each with the value that would do."""
+    shape, head = config["backbone"], config["head"]
+    transformer = TransformerConfig(**shape["config"])
+    lost = family.obstacles(transformer, shape["vocab_size"])
+    lines = [
+        f"backbone.{name} is {mine!r} and would have to be {theirs!r}"
+        for name, (mine, theirs) in lost.items()
+    ]
+    if family.architecture(head["name"]) is None:
+        kinds = " or ".join(dict.fromkeys(kind for kind in family.heads.values() if kind))
+        lines.append(f"the head is '{head['name']}' and would have to be {kinds}")
+    elif head["name"] == Classification.name:
+        lines += _task_obstacles(family, task_settings(config))
+    if family.name == "roberta" and transformer.position_start != pad + 1:
+        lines.append(
+            f"backbone.position_start is {transformer.position_start} and would have to be "
+            f"{pad + 1}, behind the tokenizer's padding id"
+        )
+    return lines
+
+
+def task_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a classification, its pooling the one that `auto` came to."""
+    with torch.device("meta"):
+        head: Any = build_parts(config)["head"]
+    return {**Classification(**config["head"]["config"]).config(), "pooling": head.pooling}
+
+
+def _task_obstacles(family: Family, task: Mapping[str, Any]) -> list[str]:
+    content = family.write_classification(task)
+    back = family.read_classification(Settings("config.json", content, family.defaults))
+    # Dropout has no part in what a trained model computes.
+    return [
+        f"task.{key} is {task[key]!r} and would have to be {value!r}"
+        for key, value in back.items()
+        if key != "dropout" and task[key] != value
+    ]

@@ -1,0 +1,109 @@
+"""The tokenizer files of a Hugging Face folder: so that their tokenizer gives our ids."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import processors
+
+from ptft_lightning.data.examples import Example, frame_example
+from ptft_lightning.data.tokenizer import Tokenizer
+
+PROBE = "Two  words, été 模型"
+UNKNOWN = ("[UNK]", "<unk>")
+LONG = 4096  # more than any probe
+
+
+def special_ids(tokenizer: Tokenizer, causal: bool) -> dict[str, int]:
+    """Ids of special tokens, by the part they play in their library."""
+    parts = {"bos": tokenizer.begin, "eos": tokenizer.end, "mask": tokenizer.mask}
+    if not causal:
+        parts |= {"cls": tokenizer.begin, "sep": tokenizer.end}
+    if tokenizer.pad in tokenizer.specials:
+        parts["pad"] = tokenizer.pad
+    names = (getattr(tokenizer.raw.model, "unk_token", None), *UNKNOWN)
+    unknown = (tokenizer.raw.token_to_id(name) for name in names if name)
+    parts["unk"] = next((i for i in unknown if i is not None), None)
+    return {part: i for part, i in parts.items() if i is not None}
+
+
+def tokenizer_files(
+    tokenizer: Tokenizer, causal: bool, tuned: bool, max_length: int, types: bool
+) -> dict[str, str]:
+    """File name -> text.
+
+    Args:
+        tokenizer: the bundle's.
+        causal: whether the model reads from left to right.
+        tuned: whether it was tuned for a task, on examples framed as ours are.
+        max_length: tokens the model reads.
+        types: whether it tells the texts of a pair apart.
+    """
+    ids = special_ids(tokenizer, causal)
+    tokens = {f"{part}_token": _name(tokenizer, i) for part, i in ids.items()}
+    inputs = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **tokens,
+        "model_max_length": max_length,
+        "model_input_names": inputs,
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+    }
+    return {
+        "tokenizer.json": _framed(tokenizer, causal, tuned),
+        "tokenizer_config.json": _json(config),
+        "special_tokens_map.json": _json(tokens),
+    }
+
+
+def _framed(tokenizer: Tokenizer, causal: bool, tuned: bool) -> str:
+    """tokenizer.json that frames a text as the model's were.
+
+    A generating model is given the begin token alone. What a pretrained model's own tokenizer
+    adds is left as it is: its makers decided so.
+    """
+    raw = RawTokenizer.from_str(tokenizer.text)
+    generates = causal and not tuned
+    wanted = [_wanted(tokenizer, pair, generates) for pair in (None, PROBE)]
+    adds = [raw.encode(PROBE, pair).ids for pair in (None, PROBE)]
+    plain = raw.encode(PROBE, add_special_tokens=False).ids
+    if adds == wanted or (adds[0] != plain and not tuned):
+        return tokenizer.text
+    frame = _template(tokenizer, generates)
+    before = raw.post_processor
+    alone = before is None or adds[0] != plain  # another frame is replaced
+    raw.post_processor = frame if alone else processors.Sequence([before, frame])
+    return str(raw.to_str())
+
+
+def _wanted(tokenizer: Tokenizer, pair: str | None, generates: bool) -> list[int]:
+    if not generates:
+        (framed,) = frame_example([Example(PROBE, pair, None, "")], tokenizer, LONG)
+        return [int(i) for i in framed.tokens]
+    begin = [] if tokenizer.begin is None else [tokenizer.begin]
+    return begin + tokenizer.encode([PROBE])[0] * (1 if pair is None else 2)
+
+
+def _template(tokenizer: Tokenizer, generates: bool) -> processors.PostProcessor:
+    begin, end = (
+        [] if i is None else [_name(tokenizer, i)]
+        for i in (tokenizer.begin, None if generates else tokenizer.end)
+    )
+    first, second = [*begin, "$A", *end], ["$B:1", *(f"{token}:1" for token in end)]
+    special = [(token, int(tokenizer.raw.token_to_id(token) or 0)) for token in {*begin, *end}]
+    return processors.TemplateProcessing(
+        single=first, pair=[*first, *second], special_tokens=special
+    )
+
+
+def _name(tokenizer: Tokenizer, token: int) -> str:
+    name = tokenizer.raw.id_to_token(token)
+    assert name is not None, f"id {token} was found by its name"
+    return name
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,149 @@
+"""From a Hugging Face folder through our commands and back to one, as a user goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from faults.kit import call, done, finetune, pretrain, read_json_lines, words, write_examples
+from interop.conftest import build_peer, edit_config
+
+from ptft_lightning.handoff.bundle import open_bundle
+from ptft_lightning.interop.open import open_model
+
+PAIR = {"text": "text", "pair": "second", "label": "label"}
+# What a task must be set to, to be written as a model of each family.
+TASKS = {
+    "bert": {"pooling": "first", "transform": "tanh"},
+    "bert bare": {"pooling": "first", "transform": "tanh"},
+    "roberta": {"pooling": "first", "transform": "tanh"},
+    "modernbert": {"pooling": "mean", "transform": "gelu"},
+    "gpt2": {"pooling": "last", "bias": False},
+    "qwen3": {"pooling": "last", "bias": False},
+}
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("examples"))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("name", TASKS)
+def test_tuned_and_handed_back(
+    name: str, pairs: bool, folder_of: Any, examples: Path, tmp_path: Path
+) -> None:
+    """Folder -> fit -> predict -> export -> transformers, from text, gives our predictions."""
+    source = folder_of(name, tmp_path / "source", build_peer(name))
+    run_dir = tmp_path / "run"
+    options = finetune(run_dir, source, examples, trainer__max_epochs=1)
+    options |= {f"model.task.{key}": value for key, value in TASKS[name].items()}
+    options |= {"data.columns": PAIR} if pairs else {}
+    fitted = done(words("fit", options))
+    assert "new: head." in fitted.err
+    assert f"model_type': '{name.split()[0]}'" in str(open_bundle(run_dir).lineage["parents"])
+
+    out = tmp_path / "out"
+    done(["export", "--init_from", run_dir, "--output", out])
+    output = tmp_path / "predictions.jsonl"
+    args = ["--data.predict", examples / "test.jsonl", "--output", output]
+    done(["predict", "--run_dir", run_dir, *args])
+    ours = read_json_lines(output.read_text())
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    rows = read_json_lines((examples / "test.jsonl").read_text())
+    texts = [[row["text"]] if not pairs else [row["text"], row["second"]] for row in rows]
+    for text, line in zip(texts, ours, strict=True):
+        with torch.no_grad():
+            scores = model(**tokenizer(*text, return_tensors="pt")).logits[0].softmax(-1)
+        found = {model.config.id2label[i]: float(p) for i, p in enumerate(scores)}
+        assert found == pytest.approx(line["probabilities"], abs=2e-5)
+
+
+def test_their_classifier_predicts(folder_of: Any, examples: Path, tmp_path: Path) -> None:
+    """A tuned model of theirs goes on with its own labels, head included."""
+    peer = build_peer("bert classifier")
+    peer.config.id2label = {0: "land", 1: "water", 2: "air"}
+    source = folder_of("bert classifier", tmp_path / "source", peer)
+    options = finetune(tmp_path / "run", source, examples, trainer__max_steps=1)
+    options |= {"model.task.pooling": "first", "model.task.transform": "tanh"}
+    run = done(words("fit", options | {"trainer.max_epochs": None}))
+    assert "labels land, water, air" in run.err
+    assert "new: nothing; unused: nothing" in run.err
+    wrong = call(words("fit", options | {"model.task.pooling": "mean", "run_dir": "other"}))
+    assert "was tuned with task settings" in wrong.errors[0]
+
+
+@pytest.mark.parametrize("name", ["bert", "bert bare", "gpt2", "llama 3", "modernbert"])
+def test_pretraining_goes_on(name: str, folder_of: Any, corpus_file: Path, tmp_path: Path) -> None:
+    """Folder -> fit on text -> export; the loss begins where transformers' is."""
+    peer = build_peer(name)
+    source = folder_of(name, tmp_path / "source", peer)
+    causal = name.startswith(("gpt2", "llama"))
+    run_dir, store = tmp_path / "run", tmp_path / "store"
+    options = pretrain(run_dir, store, source, causal=causal, trainer__max_steps=2)
+    del options["model.backbone"]
+    options |= {"model.init_from": str(source), "data.files": [str(corpus_file)]}
+    options |= {} if causal else {"model.objective.rate": 0.3}
+    fitted = done(words("fit", options))
+    fresh = "new: head.dense.weight" if name == "bert bare" else "new: nothing"
+    assert fresh in fitted.err
+    if name == "bert bare":
+        assert "unused: pooler.dense.bias, pooler.dense.weight" in fitted.err
+    assert "inherited: tokenizer" in fitted.err
+    run = done(["export", "--init_from", run_dir, "--output", tmp_path / "out"])
+    assert "as transformers computes it" in run.out
+    again = open_model(tmp_path / "out")
+    before = open_model(source)
+    assert again.config["backbone"]["vocab_size"] == before.config["backbone"]["vocab_size"]
+    moved = [n for n in again.names() if n in before.names()]
+    assert [n for n in moved if not torch.equal(again.tensor(n), before.tensor(n))]
+
+
+def test_inspect_says_what_it_is(folder_of: Any, tmp_path: Path) -> None:
+    source = folder_of("bert bare", tmp_path / "source", build_peer("bert bare"))
+    facts = json.loads(done(["inspect", str(source)]).out)
+    assert facts["lineage"]["huggingface"] == {"model_type": "bert", "architecture": "BertModel"}
+    assert facts["config"]["backbone"]["config"]["positions"] == "learned"
+    assert facts["tensors"]["pooler.dense.weight"] == [32, 32]
+    assert facts["tensors"]["backbone.layers.0.attention.qkv.weight"] == [96, 32]
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer(
+    folder_of: Any, examples: Path, tmp_path: Path
+) -> None:
+    from interop.conftest import SHAPE
+
+    model = transformers.BertModel(transformers.BertConfig(**{**SHAPE, "vocab_size": 90}))
+    source = folder_of("bert bare", tmp_path / "source", model)
+    run = call(words("fit", finetune(tmp_path / "run", source, examples)))
+    assert run.code == 2
+    assert "embedding 90 rows" in run.errors[0]
+    run = call(["export", "--init_from", source, "--output", tmp_path / "out"])
+    assert "its embedding 90 rows: one of them is of another model" in run.errors[0]
+
+
+def test_padding_that_ends(folder_of: Any, examples: Path, tmp_path: Path) -> None:
+    """Theirs classifies by the last token that is no padding: it must not be the end token."""
+    from tokenizers import Tokenizer as RawTokenizer
+
+    source = folder_of("gpt2", tmp_path / "source", build_peer("gpt2"))
+    raw = json.loads(RawTokenizer.from_file(str(source / "tokenizer.json")).to_str())
+    raw["added_tokens"] = [t for t in raw["added_tokens"] if t["id"] == 0]
+    text = json.dumps(raw).replace("[PAD]", "<|endoftext|>")
+    for gone in ("[CLS]", "[SEP]", "[MASK]"):
+        text = text.replace(gone, f"({gone[1:-1]})")
+    (source / "tokenizer.json").write_text(text)
+    edit_config(source, pad_token_id=None, bos_token_id=0, eos_token_id=0)
+    options = finetune(tmp_path / "run", source, examples, trainer__max_epochs=1)
+    options |= {"model.task.pooling": "last", "model.task.bias": False}
+    done(words("fit", options))
+    run = call(["export", "--init_from", tmp_path / "run", "--output", tmp_path / "out"])
+    assert run.code == 2
+    assert "padding token" in run.errors[0]
+    assert "is also its end token" in run.errors[0]
