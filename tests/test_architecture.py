@@ -39,7 +39,7 @@ LAYERS = (
     ("__main__",),
 )
 # Parts that no core file imports, except inside the function that needs them.
-LEAVES = ("generation", "interop", "report")
+LEAVES = ("data/formats", "generation", "interop", "report")
 CORE_CODE_LINES = 4500  # 3,000 is the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60

@@ -52,9 +52,9 @@ def tokenizer(
     if vocab_size < 300:
         raise UserError(f"--vocab_size is {vocab_size}: give 300 or more (bytes alone take 256)")
     files = expand_sources(files)
-    limit = min(sum(text_size(f, column) for f in files), int(max_mb * 1e6))
+    limit, size = int(max_mb * 1e6), sum(text_size(f, column) for f in files)
     bad = BadDocuments(on_bad=on_bad_document)
-    counted = _Counted(documents_in_order(files, column, seed, encoding, bad), limit)
+    counted = _Counted(documents_in_order(files, column, seed, encoding, bad), limit, size)
     learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase)
     if not counted.documents:
         raise UserError(f"empty corpus: no document in {', '.join(files[:3])}; {bad.summary()}")
@@ -73,12 +73,12 @@ def tokenizer(
 class _Counted:
     """Documents up to a number of bytes, with progress."""
 
-    def __init__(self, documents: Iterator[str], limit: int) -> None:
-        self.source, self.limit, self.documents = documents, limit, 0
+    def __init__(self, documents: Iterator[str], limit: int, size: int) -> None:
+        self.source, self.limit, self.size, self.documents = documents, limit, size, 0
 
     def __iter__(self) -> Iterator[str]:
         done = 0
-        with ByteProgress("tokenizer", self.limit) as progress:
+        with ByteProgress("tokenizer", min(self.limit, self.size)) as progress:
             for document in self.source:
                 size = len(document.encode())
                 self.documents += 1

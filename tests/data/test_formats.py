@@ -147,7 +147,7 @@ def test_planning_a_csv_is_linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             calls += 1
             yield line
 
-    monkeypatch.setattr("ptft_lightning.data.separated.bounded_lines", counted)
+    monkeypatch.setattr("ptft_lightning.data.formats.separated.bounded_lines", counted)
     bad = BadDocuments()
     assert len(split_units(path, text_size(path), 1000)) > 10
     assert calls <= len(lines) + 3  # each line is read once
