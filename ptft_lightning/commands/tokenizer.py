@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ptft_lightning.commands.tool import run_tool
-from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
+from ptft_lightning.data.bad_documents import (
+    MAX_BAD_SHARE,
+    BadDocuments,
+    OnBadDocument,
+    check_limit,
+)
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.prepare import documents_in_order
@@ -51,6 +56,7 @@ def tokenizer(
         raise UserError(f"'{target}' is already there: remove it or give another --output")
     if vocab_size < 300:
         raise UserError(f"--vocab_size is {vocab_size}: give 300 or more (bytes alone take 256)")
+    check_limit(max_bad_share)
     files = expand_sources(files)
     limit, size = int(max_mb * 1e6), sum(text_size(f, column) for f in files)
     bad = BadDocuments(on_bad=on_bad_document)
