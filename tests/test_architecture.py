@@ -40,7 +40,7 @@ LAYERS = (
 )
 # Parts that no core file imports, except inside the function that needs them.
 LEAVES = ("data/formats", "generation", "interop", "report")
-CORE_CODE_LINES = 4500  # 3,000 is the aim
+CORE_CODE_LINES = 4700  # 3,000 is the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60
 
