@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from faults.kit import call, done, finetune, finish, launch, pretrain, words, write_examples
 
@@ -62,6 +65,15 @@ def place(
     (at / "one.jsonl").write_text('{"text": "a b", "label": "water"}\n' * 5)
     (at / "latin.csv").write_bytes("text,label\ncafé,water\n".encode("latin-1"))
     (at / "new.jsonl").write_text('{"text": "a b"}\n')
+    (at / "chinese.txt").write_bytes(("语言模型与文本数据。\n" * 9).encode("gb18030"))
+    (at / "latin.txt").write_bytes("déjà vu\n\nété\n".encode("latin-1"))
+    (at / "half.jsonl").write_text('{"text": "good"}\n{"text": \n' * 9)
+    (at / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 9)[:-12])
+    (at / "torn.txt.zst").write_bytes(b"no frame")
+    (at / "nul.txt").write_bytes(b"\0\0\0\n" * 9)
+    (at / "headless.csv").write_text("some words,3\nother words,4\n")
+    (at / "torn.parquet").write_bytes(b"PAR1 and no more")
+    pq.write_table(pa.table({"n": [1, 2]}), at / "numbers.parquet")
     return at
 
 
@@ -185,6 +197,62 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "missing column": (
         {"data.files": ["{}/body.jsonl"], "data.store": "{}/s5"},
         ("body.jsonl at byte 0", "'text'", "['body', 'stars']", "--data.column"),
+    ),
+    "another encoding": (
+        {"data.files": ["{}/chinese.txt"], "data.store": "{}/t1"},
+        ("chinese.txt' is not UTF-8, looks like GB18030", "--data.encoding", "gb18030"),
+    ),
+    "unknown encoding": (
+        {"data.encoding": "gbk"},
+        ("data.encoding is 'gbk'", "'utf-8', 'utf-8-sig', 'gb18030'"),
+    ),
+    "bytes in no encoding": (
+        {"data.files": ["{}/latin.txt"], "data.store": "{}/t2"},
+        ("latin.txt' is not UTF-8", "--data.encoding"),
+    ),
+    "NUL bytes": (
+        {"data.files": ["{}/nul.txt"], "data.store": "{}/t3"},
+        ("nul.txt' is not UTF-8", "may be no text"),
+    ),
+    "too many broken lines": (
+        {"data.files": ["{}/half.jsonl"], "data.store": "{}/t4"},
+        ("9 documents", "9 broken JSON", "half.jsonl at byte 17", "9 good", "--data.max_bad_share"),
+    ),
+    "one broken line to stop at": (
+        {"data.files": ["{}/half.jsonl"], "data.store": "{}/t5", "data.on_bad_document": "stop"},
+        ("half.jsonl at byte 17", "not a JSON line", "--data.on_bad_document skip"),
+    ),
+    "a share beyond all": (
+        {"data.files": ["{}/half.jsonl"], "data.store": "{}/t13", "data.max_bad_share": 2},
+        ("max_bad_share is 2", "from 0 to 1"),
+    ),
+    "a cut download to stop at": (
+        {"data.files": ["{}/cut.jsonl.gz"], "data.store": "{}/t6", "data.on_bad_document": "stop"},
+        ("cut.jsonl.gz at byte", "damaged", "too early"),
+    ),
+    "nothing but damage": (
+        {"data.files": ["{}/torn.txt.zst", "{}/torn.parquet"], "data.store": "{}/t7"},
+        ("empty corpus", "torn.txt.zst", "2 damaged file"),
+    ),
+    "a csv without a header": (
+        {"data.files": ["{}/headless.csv"], "data.store": "{}/t8"},
+        ("headless.csv", "'text'", "['some words', '3']", "--data.column"),
+    ),
+    "a column of numbers": (
+        {"data.files": ["{}/numbers.parquet"], "data.store": "{}/t9", "data.column": "n"},
+        ("numbers.parquet", "'n' holds int64, not text", "--data.column"),
+    ),
+    "a glob of nothing": (
+        {"data.files": ["{}/*.docx"], "data.store": "{}/t10"},
+        ("no file to read in", "*.docx'", ".parquet"),
+    ),
+    "a protocol nobody knows": (
+        {"data.files": ["nosuch://bucket/a.txt"], "data.store": "{}/t11"},
+        ("'nosuch://bucket/a.txt'", "nosuch"),
+    ),
+    "a hub data set misspelt": (
+        {"data.files": ["hub:owner/name?splt=test"], "data.store": "{}/t12"},
+        ("'hub:owner/name?splt=test'", "hub:owner/name?config=NAME&split=NAME"),
     ),
     "no store and no files": ({"data.store": "{}/s6"}, ("no token store at", "data.files")),
     "missing tokenizer": ({"data.tokenizer": "{}/nope"}, ("tokenizer not found", "nope")),
@@ -464,6 +532,18 @@ def test_a_config_file_that_is_a_list(tmp_path):
         (["report", "{}/one", "{}/two"], ("2 runs", "--output FILE.html")),
         (["report", "{}/one", "--output", "{}"], ("--output ", "is a directory", "report.html")),
         (["report", "{}/one", "--outptu", "x"], ("'--outptu'", "did you mean '--output'?")),
+        (
+            ["tokenizer", "--files", "[{}/chinese.txt]", "--output", "{}/t"],
+            ("chinese.txt' is not UTF-8, looks like GB18030", "--encoding"),
+        ),
+        (
+            ["tokenizer", "--files", "[{}/half.jsonl]", "--output", "{}/t", "--max_bad_share", "3"],
+            ("max_bad_share is 3", "from 0 to 1"),
+        ),
+        (
+            ["tokenizer", "--files", "[{}/half.jsonl]", "--output", "{}/t", "--vocab_size", "300"],
+            ("9 documents", "half.jsonl at byte 17", "--max_bad_share"),
+        ),
         (["inspect"], ("path is missing",)),
         (["inspect", "{}/nope"], ("not found", "nope")),
         (["inspect", "{}/directory"], ("directory' is not a bundle",)),

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ptft_lightning.commands.tool import run_tool
-from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
+from ptft_lightning.data.bad_documents import (
+    MAX_BAD_SHARE,
+    BadDocuments,
+    OnBadDocument,
+    check_limit,
+)
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import Reading, text_size
 from ptft_lightning.data.prepare import sample_documents
@@ -58,15 +63,16 @@ def tokenizer(
     least = 400 if kind == "unigram" else 300
     if vocab_size < least:
         raise UserError(f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256)")
+    check_limit(max_bad_share)
     files = expand_sources(files)
-    limit = min(sum(text_size(f, column) for f in files), int(max_mb * 1e6))
-    memory = (BASE_BYTES + MEMORY[kind] * limit) / 1e9
+    limit, size = int(max_mb * 1e6), sum(text_size(f, column) for f in files)
+    memory = (BASE_BYTES + MEMORY[kind] * min(limit, size)) / 1e9
     print(
-        f"tokenizer: {limit / 1e6:.1f} MB of text, up to {memory:.1f} GB of memory", file=sys.stderr
+        f"tokenizer: {min(limit, size) / 1e6:.1f} MB of text, up to {memory:.1f} GB of memory",
+        file=sys.stderr,
     )
     bad = BadDocuments(on_bad=on_bad_document)
-    sample = sample_documents(files, Reading(column, encoding), int(max_mb * 1e6), bad)
-    counted = _Counted(sample, limit)
+    counted = _Counted(sample_documents(files, Reading(column, encoding), limit, bad), limit, size)
     steps = [normalize] if isinstance(normalize, str) else normalize or []
     learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase, steps)
     if not counted.documents:
@@ -86,12 +92,12 @@ def tokenizer(
 class _Counted:
     """Documents up to a number of bytes, with progress."""
 
-    def __init__(self, documents: Iterator[str], limit: int) -> None:
-        self.source, self.limit, self.documents = documents, limit, 0
+    def __init__(self, documents: Iterator[str], limit: int, size: int) -> None:
+        self.source, self.limit, self.size, self.documents = documents, limit, size, 0
 
     def __iter__(self) -> Iterator[str]:
         done = 0
-        with ByteProgress("tokenizer", self.limit) as progress:
+        with ByteProgress("tokenizer", min(self.limit, self.size)) as progress:
             for document in self.source:
                 size = len(document.encode())
                 self.documents += 1

@@ -77,6 +77,12 @@ class BadDocuments:
             )
 
 
+def check_limit(share: float) -> None:
+    """Refuse what is no share of bad documents."""
+    if not 0 <= share <= 1:
+        raise UserError(f"max_bad_share is {share}: give a share from 0 to 1")
+
+
 def by_kind(kinds: Mapping[str, int]) -> str:
     """Counts in words, the most frequent first."""
     return ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda k: (-k[1], k)))

@@ -1,4 +1,4 @@
-"""Files in, documents out: lines read here, tables by the file of their format; knows no tokens.
+"""Files in, documents out, by the reader of their format; knows no tokens.
 
 A `Unit` is a byte range of one file's text; the documents of a unit are those that start inside
 it, so that units can be read alone, in any order, and together give every document once.
@@ -9,28 +9,21 @@ text column of one line; of a table (`.csv`, `.tsv`, `.parquet`, a hub data set)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Protocol
 
 from ptft_lightning.data.bad_documents import (
-    BROKEN_JSON,
     DAMAGED_FILE,
     EMPTY_FILE,
-    NO_TEXT,
-    TOO_LONG,
     BadDocuments,
 )
-from ptft_lightning.data.decoding import Encoding, check_encoding, decode, fit_text
+from ptft_lightning.data.decoding import Encoding, check_encoding
 from ptft_lightning.data.sources import HUB, PARQUET, TABLES, suffix_of
 from ptft_lightning.data.streams import (
     COMPRESSED,
-    MAX_LINE,
     Damaged,
-    bounded_lines,
     open_bytes,
-    seek_line,
     stream_size,
 )
 from ptft_lightning.errors import UserError
@@ -73,11 +66,11 @@ class RowReader(Protocol):
 def _row_reader(path: str) -> RowReader | None:
     """The reader of a format whose rows are no lines, loaded when a file of it is there."""
     if path.startswith(HUB):
-        from ptft_lightning.data import hub
+        from ptft_lightning.data.formats import hub
 
         return hub
     if suffix_of(path) == PARQUET:
-        from ptft_lightning.data import parquet
+        from ptft_lightning.data.formats import parquet
 
         return parquet
     return None
@@ -99,7 +92,7 @@ def split_units(path: str, size: int, unit_bytes: int, column: str = "text") -> 
     if rows is not None:
         starts = _spaced(rows.table_starts(path, column), unit_bytes)
     elif suffix_of(path) in TABLES:
-        from ptft_lightning.data.separated import record_starts
+        from ptft_lightning.data.formats.separated import record_starts
 
         starts = _spaced(record_starts(path), unit_bytes)
     else:
@@ -169,10 +162,12 @@ class DocumentReader:
     def _lines(self, stream: IO[bytes], unit: Unit, bad: BadDocuments) -> Iterator[str]:
         suffix = suffix_of(unit.path)
         if suffix in TABLES:
-            from ptft_lightning.data.separated import read_separated
-
-            return read_separated(stream, unit, self.reading, bad)
-        return (_read_jsonl if suffix == ".jsonl" else _read_txt)(stream, unit, self.reading, bad)
+            from ptft_lightning.data.formats.separated import read_separated as read
+        elif suffix == ".jsonl":
+            from ptft_lightning.data.formats.jsonl import read_jsonl as read
+        else:
+            from ptft_lightning.data.formats.txt import read_txt as read
+        return read(stream, unit, self.reading, bad)
 
 
 def read_unit(unit: Unit, reading: Reading, bad: BadDocuments) -> Iterator[str]:
@@ -198,94 +193,3 @@ def no_column(place: str, column: str, names: list[str]) -> UserError:
         f"{place}: no text column '{column}'; its columns are {names}: "
         "name one with --data.column (or --column)"
     )
-
-
-def _read_jsonl(
-    stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments
-) -> Iterator[str]:
-    at = seek_line(stream, unit.start)
-    if at >= unit.end:
-        return
-    for line, length in bounded_lines(stream):
-        place = f"{unit.path} at byte {at}"
-        if length > len(line):
-            bad.add(TOO_LONG, place, f"a line of {length / 1e6:.0f} MB")
-            text = None
-        else:
-            text = _json_text(line, reading, place, bad, first=at == 0)
-        at += length
-        if text is not None:
-            yield text
-        if at >= unit.end:
-            return
-
-
-def _json_text(
-    raw: bytes, reading: Reading, place: str, bad: BadDocuments, first: bool
-) -> str | None:
-    if not raw.strip():
-        return None
-    line = decode(raw, reading.encoding, place, bad)
-    if line is None:
-        return None
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        bad.add(BROKEN_JSON, place, f"not a JSON line ({error})")
-        return None
-    if not isinstance(record, dict):
-        bad.add(BROKEN_JSON, place, "not a JSON object")
-    elif not isinstance(record.get(reading.column), str):
-        if first:
-            raise no_column(place, reading.column, sorted(record))
-        bad.add(NO_TEXT, place, f"no text column '{reading.column}'")
-    else:
-        return fit_text(record[reading.column], place, bad)
-    return None
-
-
-def _read_txt(stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments) -> Iterator[str]:
-    at = seek_line(stream, unit.start)
-    inside = at > 0 and not _after_blank_line(stream, at)
-    lines: list[bytes] = []
-    began, size = at, 0  # of the document being read; size 0 between documents
-    for line, length in bounded_lines(stream):
-        if not size and at >= unit.end:
-            return
-        if length == len(line) and not line.strip():
-            if size:
-                yield from _join(lines, size, f"{unit.path} at byte {began}", reading, bad)
-            lines, size, inside = [], 0, False
-        elif not inside:
-            began = began if size else at
-            size += length
-            lines.append(line)
-            if size > MAX_LINE:
-                lines = []
-        at += length
-    if size:
-        yield from _join(lines, size, f"{unit.path} at byte {began}", reading, bad)
-
-
-def _after_blank_line(stream: IO[bytes], at: int) -> bool:
-    """Whether the line before byte `at` is blank (so that a document starts at `at`)."""
-    back = 0
-    while back < at:  # until the whole line is seen, or enough of it
-        back = min(at, 2 * back + 4096)
-        stream.seek(at - back)
-        _, newline, line = stream.read(back)[:-1].rpartition(b"\n")
-        if newline or line.strip():
-            return not line.strip()
-    return True
-
-
-def _join(
-    lines: list[bytes], size: int, place: str, reading: Reading, bad: BadDocuments
-) -> Iterator[str]:
-    if size > MAX_LINE:
-        bad.add(TOO_LONG, place, f"a document of {size / 1e6:.0f} MB (blank lines divide)")
-        return
-    text = decode(b"".join(lines), reading.encoding, place, bad)
-    text = None if text is None else fit_text(text.rstrip("\r\n"), place, bad)
-    if text is not None:
-        yield text

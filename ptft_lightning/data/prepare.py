@@ -16,7 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
+from ptft_lightning.data.bad_documents import (
+    MAX_BAD_SHARE,
+    BadDocuments,
+    OnBadDocument,
+    check_limit,
+)
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import (
     DocumentReader,
@@ -127,14 +132,8 @@ def prepare_store(
         UserError: a missing file, an empty corpus, too many unreadable documents, or a directory
             begun with other settings.
     """
-    if not files:
-        raise UserError("no files to prepare: name them with --data.files (or --files)")
-    if unit_bytes < 1:
-        raise UserError(f"--unit_bytes is {unit_bytes}: give 1 or more")
-    if not 0 <= validation_share <= 1:
-        raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
-    if not 0 <= max_bad_share <= 1:
-        raise UserError(f"max_bad_share is {max_bad_share}: give a share from 0 to 1")
+    _check_settings(files, unit_bytes, validation_share)
+    check_limit(max_bad_share)
     files = expand_sources(files)
     plan = Plan(
         files=files,
@@ -169,6 +168,15 @@ def prepare_store(
     check_bad_share(manifest, on_bad_document, max_bad_share)
     write_manifest(target, manifest)
     return manifest
+
+
+def _check_settings(files: list[str], unit_bytes: int, validation_share: float) -> None:
+    if not files:
+        raise UserError("no files to prepare: name them with --data.files (or --files)")
+    if unit_bytes < 1:
+        raise UserError(f"--unit_bytes is {unit_bytes}: give 1 or more")
+    if not 0 <= validation_share <= 1:
+        raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
 
 
 def check_bad_share(manifest: Manifest, on_bad: OnBadDocument, limit: float) -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import io
-import zlib
-from collections import deque
 from collections.abc import Iterator
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import fsspec
-import zstandard
 
 from ptft_lightning.errors import UserError
 
 COMPRESSED = (".gz", ".zst")
 MAX_LINE = 50 * 2**20  # bytes of a line (or document) held in memory; a longer one is bad
-PIECE = 4096  # compressed bytes at once: where a file is damaged, the text of one piece is lost
-KEPT = 4 * 2**20  # bytes of text a compressed stream remembers, to go back without a new start
 
 
 class Damaged(Exception):
@@ -52,7 +47,9 @@ def open_bytes(path: str) -> IO[bytes]:
         raise UserError(f"cannot open '{path}': {error}") from error
     if not path.endswith(COMPRESSED):
         return source
-    return cast(IO[bytes], io.BufferedReader(_Inflated(source, path.endswith(".gz"))))
+    from ptft_lightning.data.formats.compressed import Inflated
+
+    return cast(IO[bytes], io.BufferedReader(Inflated(source, path.endswith(".gz"))))
 
 
 def stream_size(path: str) -> int:
@@ -64,104 +61,6 @@ def stream_size(path: str) -> int:
             return sum(len(block) for block in iter(lambda: stream.read(1 << 17), b""))
         except Damaged as damage:
             return damage.at
-
-
-class _Inflated(io.RawIOBase):
-    """The text of a .gz or .zst file; members, or frames, one after another are one text.
-
-    Ours, because fsspec's reader of .zst ends silently after the first frame and cannot go back,
-    and Python's of .gz loses what it had read when it meets damage.
-    """
-
-    def __init__(self, source: IO[bytes], gzip: bool) -> None:
-        self.source, self.gzip = source, gzip
-        self._begin()
-
-    def _begin(self) -> None:
-        self.source.seek(0)
-        self.at = self.end = self.kept = 0
-        self.blocks: deque[bytes] = deque()  # the text of bytes [end - kept, end)
-        self.member: Any = None
-        self.rest = b""
-        self.damage: Damaged | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END:
-            raise io.UnsupportedOperation("the end of a compressed stream is not known")
-        self.at = offset + (self.at if whence == io.SEEK_CUR else 0)
-        if self.at < self.end - self.kept:
-            target = self.at
-            self._begin()
-            self.at = target
-        return self.at
-
-    def readinto(self, buffer: Any) -> int:
-        while self.at >= self.end:
-            if not self._inflate():
-                return 0
-        start = self.end
-        for block in reversed(self.blocks):
-            start -= len(block)
-            if start <= self.at:
-                break
-        room = memoryview(buffer).cast("B")
-        piece = memoryview(block)[self.at - start : self.at - start + len(room)]
-        room[: len(piece)] = piece
-        self.at += len(piece)
-        return len(piece)
-
-    def _inflate(self) -> bool:
-        """Add a block of text; False at the end of the file."""
-        if self.damage is not None:
-            raise self.damage
-        while data := self.rest or self.source.read(PIECE):
-            self.rest = b""
-            if self.member is None:
-                data = data.lstrip(b"\0")  # padding between members
-                if not data:
-                    continue
-                self.member = self._new_member()
-            try:
-                text = self.member.decompress(data)
-            except (zlib.error, zstandard.ZstdError) as error:
-                self._fail(str(error))
-            if self.member.eof:
-                self.rest, self.member = self.member.unused_data, None
-            if text:
-                self._keep(text)
-                return True
-        if self.member is not None:
-            self._fail("it ends too early")
-        return False
-
-    def _new_member(self) -> Any:
-        if self.gzip:
-            return zlib.decompressobj(wbits=31)
-        return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-
-    def _fail(self, reason: str) -> None:
-        self.damage = Damaged(self.end, reason)
-        raise self.damage
-
-    def _keep(self, text: bytes) -> None:
-        self.blocks.append(text)
-        self.end += len(text)
-        self.kept += len(text)
-        while self.kept - len(self.blocks[0]) >= KEPT:
-            self.kept -= len(self.blocks.popleft())
-
-    def close(self) -> None:
-        self.source.close()
-        super().close()
 
 
 def bounded_lines(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:

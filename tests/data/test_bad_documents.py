@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from ptft_lightning.data import documents, separated, streams
+from ptft_lightning.data import streams
 from ptft_lightning.data.bad_documents import BadDocuments
 from ptft_lightning.data.documents import (
     DocumentReader,
@@ -20,6 +20,7 @@ from ptft_lightning.data.documents import (
     split_units,
     text_size,
 )
+from ptft_lightning.data.formats import separated, txt
 from ptft_lightning.errors import UserError
 
 RANDOM = random.Random(0)
@@ -72,7 +73,7 @@ def test_nothing_can_be_read(tmp_path: Path, suffix: str, content: bytes) -> Non
 def test_long_lines_are_left_out(
     tmp_path: Path, suffix: str, unit_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (streams, documents, separated):
+    for module in (streams, txt, separated):
         monkeypatch.setattr(module, "MAX_LINE", 50)
     long = "x" * 2000
     content = {
@@ -92,7 +93,7 @@ def test_long_lines_are_left_out(
 def test_a_document_of_many_lines_can_be_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "MAX_LINE", 50)
+    monkeypatch.setattr(txt, "MAX_LINE", 50)
     (tmp_path / "t.txt").write_text("one\n\n" + "a line\n" * 99 + "\ntwo\n")
     kept, bad = read_all(tmp_path / "t.txt", 64)
     assert (kept, bad.kinds) == (["one", "two"], {"too long": 1})

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptft_lightning.data import streams
+from ptft_lightning.data.formats import compressed
+from ptft_lightning.data.formats.compressed import Inflated
 from ptft_lightning.data.streams import Damaged, bounded_lines, open_bytes, stream_size
 from ptft_lightning.errors import UserError
 
@@ -43,7 +45,7 @@ def test_seek_and_read(tmp_path: Path, suffix: str, jumps: list[tuple[int, int]]
     path = tmp_path / f"t{suffix}"
     path.write_bytes(packed(suffix, text[:cut], text[cut:]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "KEPT", 9_000)
+        patch.setattr(compressed, "KEPT", 9_000)
         with open_bytes(str(path)) as stream:
             for start, count in jumps:
                 stream.seek(start)
@@ -77,14 +79,14 @@ def test_units_in_order_are_one_pass(
     path.write_bytes(packed(suffix, text))
     stream = open_bytes(str(path))
     starts = 0
-    begin = streams._Inflated._begin
+    begin = Inflated._begin
 
-    def counted(self: streams._Inflated) -> None:
+    def counted(self: Inflated) -> None:
         nonlocal starts
         starts += 1
         begin(self)
 
-    monkeypatch.setattr(streams._Inflated, "_begin", counted)
+    monkeypatch.setattr(Inflated, "_begin", counted)
     for start in range(0, 300_000, 10_000):
         stream.seek(max(0, start - 3000))
         stream.read(15_000)

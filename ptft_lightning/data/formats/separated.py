@@ -3,7 +3,8 @@
 A record is one line, or several while a quote is open. Quotes that do not match cost one line: a
 record of several lines counts only if all of it parses and has every column, else its first line
 stands alone. As the lines themselves decide this, planning and reading agree on where records
-start, whatever the units. A tab-separated line may hold bare quotes. Knows no tokens.
+start, whatever the units. Quotes in a tab-separated file may be bare: lines that have all columns
+by themselves are not joined. Knows no tokens.
 """
 
 from __future__ import annotations

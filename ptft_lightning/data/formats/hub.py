@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ptft_lightning.data.arrow import ROWS, check_column, read_texts
 from ptft_lightning.data.bad_documents import EMPTY_FILE, BadDocuments
 from ptft_lightning.data.documents import Unit
+from ptft_lightning.data.formats.arrow import ROWS, check_column, read_texts
 from ptft_lightning.data.sources import HUB
 from ptft_lightning.errors import UserError
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import IO, Any
 
-from ptft_lightning.data.arrow import ROWS, check_column, read_texts
 from ptft_lightning.data.bad_documents import DAMAGED_FILE, EMPTY_FILE, BadDocuments
 from ptft_lightning.data.documents import Unit
+from ptft_lightning.data.formats.arrow import ROWS, check_column, read_texts
 from ptft_lightning.data.streams import open_bytes
 from ptft_lightning.errors import UserError
 

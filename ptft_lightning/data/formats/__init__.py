@@ -1,0 +1,1 @@
+"""One file per format of text files, loaded when a file of it is read."""
