@@ -13,9 +13,14 @@ from ptft_lightning.data.tokenizer_training import Kind, train_tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.progress import ByteProgress
 
-# Peak memory: of the program, and per byte of text; benchmarks/tokenizer_memory.py measures it.
-BASE_BYTES = 150_000_000
-MEMORY: dict[Kind, float] = {"bpe": 25, "wordpiece": 10, "unigram": 100}
+# Peak memory: of the program, and per byte of text (with spaces between words; without), measured
+# by benchmarks/tokenizer_memory.py on English and Chinese Wikipedia and rounded up.
+BASE_BYTES = 100_000_000
+MEMORY: dict[Kind, tuple[int, int]] = {
+    "bpe": (25, 110),
+    "wordpiece": (20, 20),
+    "unigram": (40, 110),
+}
 
 
 def tokenizer(
@@ -51,9 +56,11 @@ def tokenizer(
     if vocab_size < least:
         raise UserError(f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256)")
     limit = min(sum(text_size(f) for f in files), int(max_mb * 1e6))
-    memory = (BASE_BYTES + MEMORY[kind] * limit) / 1e9
+    spaced, unspaced = ((BASE_BYTES + each * limit) / 1e9 for each in MEMORY[kind])
     print(
-        f"tokenizer: {limit / 1e6:.1f} MB of text, up to {memory:.1f} GB of memory", file=sys.stderr
+        f"tokenizer: {limit / 1e6:.1f} MB of text, up to {spaced:.1f} GB of memory, without spaces "
+        f"between words (Chinese) {unspaced:.1f} GB: --max_mb bounds both",
+        file=sys.stderr,
     )
     counted = _Counted(sample_documents(files, column, seed, int(max_mb * 1e6)), limit)
     steps = [normalize] if isinstance(normalize, str) else normalize or []
