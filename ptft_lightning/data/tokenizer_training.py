@@ -102,7 +102,7 @@ def _unigram(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Trainer
         [pre_tokenizers.UnicodeScripts(), pre_tokenizers.Metaspace(prepend_scheme="never")]
     )
     raw.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     trainer = trainers.UnigramTrainer(
         vocab_size=size - len(BYTES),
