@@ -42,6 +42,7 @@ LAYERS = (
 LEAVES = (
     *("generation", "interop", "report"),
     *("data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
+    *("data/tokenizer_training.py", "commands/tokenizer.py"),
 )
 CORE_CODE_LINES = 4500  # 3,000 is the aim
 FILE_LINES = 300
