@@ -42,6 +42,7 @@ LAYERS = (
 LEAVES = (
     *("generation", "interop", "report", "modules/muon.py"),
     *("data/formats", "data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
+    "data/tokenizer_training.py",
     *("tasks/multilabel.py", "tasks/regression.py"),
     *("commands/check.py", "commands/check_data.py", "commands/export.py", "commands/generate.py"),
     *("commands/report.py", "commands/score.py", "commands/texts.py", "commands/tune.py"),

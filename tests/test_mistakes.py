@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,10 @@ def place(
     (at / "headless.csv").write_text("some words,3\nother words,4\n")
     (at / "torn.parquet").write_bytes(b"PAR1 and no more")
     pq.write_table(pa.table({"n": [1, 2]}), at / "numbers.parquet")
+    (at / "half").mkdir()
+    (at / "half" / "vocab.json").write_text("{}")
+    shutil.copytree(bpe_path, at / "lost")
+    (at / "lost" / "special_tokens_map.json").write_text('{"mask_token": "<gone>"}')
     return at
 
 
@@ -257,6 +262,22 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no store and no files": ({"data.store": "{}/s6"}, ("no token store at", "data.files")),
     "missing tokenizer": ({"data.tokenizer": "{}/nope"}, ("tokenizer not found", "nope")),
     "garbage for a tokenizer": ({"data.tokenizer": "{}/garbage"}, ("garbage' is not a tokenizer",)),
+    "half a vocabulary for a tokenizer": (
+        {"data.tokenizer": "{}/half"},
+        ("half/vocab.json' has no merges.txt",),
+    ),
+    "a lost special token": (
+        {"data.tokenizer": "{}/lost"},
+        ("lost' names '<gone>' as its mask token", "special_tokens_map.json"),
+    ),
+    "whole words without word starts": (
+        {
+            "model.objective": "MaskedLM",
+            "model.objective.whole_words": True,
+            "model.backbone": {"dim": 32, "depth": 2, "heads": 2, "max_length": 32},
+        },
+        ("model.objective.whole_words needs word starts", "word_starts true"),
+    ),
     "no tokenizer": ({"data.tokenizer": None}, ("data.tokenizer is missing",)),
     "foreign tokenizer": (
         {"data.tokenizer": "wordpiece"},
@@ -507,7 +528,11 @@ def test_a_config_file_that_is_a_list(tmp_path):
         ),
         (
             ["tokenizer", "--files", "[a.txt]", "--output", "{}/t", "--kind", "bppe"],
-            ("--kind is 'bppe'", "'bpe', 'wordpiece'"),
+            ("--kind is 'bppe'", "'bpe', 'wordpiece', 'unigram'"),
+        ),
+        (
+            ["tokenizer", "--files", "[{}/one.jsonl]", "--output", "{}/t", "--normalize", "nfcx"],
+            ("unknown normalisation 'nfcx'", "nfkc, t2s"),
         ),
         (
             ["tokenizer", "--files", "[a.txt]", "--output", "{}/t", "--vocab_size", "10"],

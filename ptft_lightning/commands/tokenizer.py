@@ -21,9 +21,14 @@ from ptft_lightning.data.tokenizer_training import Kind, train_tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.progress import ByteProgress
 
-# Peak memory: of the program, and per byte of text; benchmarks/tokenizer_memory.py measures it.
-BASE_BYTES = 150_000_000
-MEMORY: dict[Kind, float] = {"bpe": 25, "wordpiece": 10, "unigram": 100}
+# Peak memory: of the program, and per byte of text (with spaces between words; without), measured
+# by benchmarks/tokenizer_memory.py on English and Chinese Wikipedia and rounded up.
+BASE_BYTES = 100_000_000
+MEMORY: dict[Kind, tuple[int, int]] = {
+    "bpe": (25, 110),
+    "wordpiece": (20, 20),
+    "unigram": (40, 110),
+}
 
 
 def tokenizer(
@@ -66,9 +71,11 @@ def tokenizer(
     check_limit(max_bad_share)
     files = expand_sources(files)
     limit, size = int(max_mb * 1e6), sum(text_size(f, column) for f in files)
-    memory = (BASE_BYTES + MEMORY[kind] * min(limit, size)) / 1e9
+    sample = min(limit, size)
+    spaced, unspaced = ((BASE_BYTES + each * sample) / 1e9 for each in MEMORY[kind])
     print(
-        f"tokenizer: {min(limit, size) / 1e6:.1f} MB of text, up to {memory:.1f} GB of memory",
+        f"tokenizer: {sample / 1e6:.1f} MB of text, up to {spaced:.1f} GB of memory, without "
+        f"spaces between words (Chinese) {unspaced:.1f} GB: --max_mb bounds both",
         file=sys.stderr,
     )
     bad = BadDocuments(on_bad=on_bad_document)

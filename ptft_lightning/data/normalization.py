@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import NormalizedString, PreTokenizedString, Regex, normalizers
+from tokenizers import PreTokenizedString, Regex, normalizers
 
 from ptft_lightning.errors import UserError
 
@@ -85,7 +85,7 @@ def _each(length: int) -> Spans:
 
 def _nfkc_origins(text: str) -> Spans:
     whole = PreTokenizedString(text)
-    whole.normalize(NormalizedString.nfkc)
+    whole.normalize(lambda piece: piece.nfkc())
     whole.split(lambda _, piece: piece.split(Regex(r"[\s\S]"), "isolated"))
     parts = whole.get_splits(offset_referential="original", offset_type="char")
     return np.array([span for _, span, _ in parts], np.int64).reshape(-1, 2)

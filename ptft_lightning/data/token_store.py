@@ -156,13 +156,13 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 class PackedBits:
     """Slices of memory-mapped bits, as arrays of 0 and 1."""
 
-    def __init__(self, packed: Ids) -> None:
-        self.packed = packed
+    def __init__(self, packed: Ids, count: int) -> None:
+        self.packed, self.count = packed, count
 
     def __getitem__(self, at: slice) -> Ids:
-        first = at.start // 8
-        bits = np.unpackbits(np.asarray(self.packed[first : -(-at.stop // 8)], np.uint8))
-        return bits[at.start - 8 * first : at.stop - 8 * first]
+        first, stop = at.start // 8, min(at.stop, self.count)
+        bits = np.unpackbits(np.asarray(self.packed[first : -(-stop // 8)], np.uint8))
+        return bits[at.start - 8 * first : stop - 8 * first]
 
 
 class TokenStore:
@@ -194,7 +194,7 @@ class TokenStore:
 
     def words(self, shard: int) -> PackedBits:
         """For each token of a shard, whether it begins a word; only where the store has them."""
-        return PackedBits(self._open[shard][2])
+        return PackedBits(self._open[shard][2], self.shards[shard].tokens)
 
     @property
     def total_tokens(self) -> int:

@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from ptft_lightning.data.normalization import check_steps, normalize
 from ptft_lightning.data.tokenizer import OWN, Tokenizer
 from ptft_lightning.errors import UserError
 
@@ -17,6 +16,8 @@ Kind = Literal["bpe", "wordpiece", "unigram"]
 OWN_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ALWAYS = ["▁", *(chr(code) for code in range(33, 127))]  # pieces of every Unigram: ASCII
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+# Chinese, other letters with their marks, digits, anything else: each with the space before it.
+STRETCHES = r" ?\p{Han}+| ?[\p{L}\p{M}&&[^\p{Han}]]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"
 NEVER = -1e6  # the score of pieces that text must not reach by their written names
 
 
@@ -39,6 +40,8 @@ def train_tokenizer(
     Raises:
         UserError: a step that is unknown or named twice.
     """
+    from ptft_lightning.data.normalization import check_steps, normalize
+
     try:
         check_steps(steps)
     except ValueError as error:
@@ -96,13 +99,16 @@ def _unigram(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Trainer
     raw = RawTokenizer(models.Unigram())
     if lowercase:
         raw.normalizer = normalizers.Lowercase()
-    # As SentencePiece, no piece crosses scripts or reaches into the next word. No space is put
-    # before a text, so that it comes back as it was.
+    # As SentencePiece, no piece reaches into the next word or from Chinese into other letters. No
+    # space is put before a text, so that it comes back as it was.
     raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.UnicodeScripts(), pre_tokenizers.Metaspace(prepend_scheme="never")]
+        [
+            pre_tokenizers.Split(Regex(STRETCHES), "isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="never"),
+        ]
     )
     raw.decoder = decoders.Sequence(
-        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     trainer = trainers.UnigramTrainer(
         vocab_size=size - len(BYTES),

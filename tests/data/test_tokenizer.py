@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from ptft_lightning.commands.tokenizer import BASE_BYTES, MEMORY
 from ptft_lightning.commands.tokenizer import tokenizer as tokenizer_command
+from ptft_lightning.data.prepare import sample_documents
 from ptft_lightning.data.tokenizer import PARTS, Tokenizer
 from ptft_lightning.data.tokenizer_training import OWN_SPECIALS, train_tokenizer
 from ptft_lightning.errors import UserError
@@ -65,20 +71,65 @@ def test_bpe_gives_any_text_back(bpe: Tokenizer, text: str) -> None:
     assert bpe.decode(bpe.encode([text])[0]) == text
 
 
-def test_round_trips_is_said(bpe: Tokenizer, wordpiece: Tokenizer) -> None:
+def test_round_trips_is_said(bpe: Tokenizer, wordpiece: Tokenizer, unigram: Tokenizer) -> None:
     assert bpe.round_trips
+    assert unigram.round_trips
     assert not wordpiece.round_trips
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@pytest.fixture(scope="module")
+def unigram(corpus_documents: list[str]) -> Tokenizer:
+    return train_tokenizer(iter(corpus_documents), "unigram", 600, lowercase=False)
+
+
+@given(text=texts.filter(lambda text: "\u2581" not in text))
+@example(text=" [MASK] two  spaces\r\n\ttab\x00 模型 🙂👩‍👩‍👧 é e\u0301 \ufeff\u2028 ")
+@example(text="<0x41><0xE6>[UNK] <0x4")
+def test_unigram_gives_text_back(unigram: Tokenizer, text: str) -> None:
+    ids = unigram.encode([text])[0]
+    assert unigram.decode(ids) == text
+    assert unigram.raw.token_to_id("[UNK]") not in ids
+
+
+def test_unigram_shows_the_sign_for_a_space_as_a_space(unigram: Tokenizer) -> None:
+    assert unigram.decode(unigram.encode(["a\u2581b"])[0]) == "a b"
+
+
+@pytest.mark.parametrize("size", [400, 600])
+def test_unigram_has_the_size_asked_for(corpus_documents: list[str], size: int) -> None:
+    assert train_tokenizer(iter(corpus_documents), "unigram", size, False).size == size
+
+
+def test_unigram_takes_the_best_reading(unigram: Tokenizer, corpus_documents: list[str]) -> None:
+    """By the sum of scores, over all readings."""
+    model = json.loads(unigram.text)["model"]
+    score = {piece: value for piece, value in model["vocab"] if value > -1e5}
+
+    def best(text: str) -> float:
+        sums = [0.0] + [float("-inf")] * len(text)
+        for end in range(1, len(text) + 1):
+            for start in range(end):
+                if text[start:end] in score:
+                    sums[end] = max(sums[end], sums[start] + score[text[start:end]])
+        return sums[-1]
+
+    words = sorted({w for d in corpus_documents for w in re.findall("[a-z]{3,}", d)})
+    assert len(words) > 30
+    for word in words:
+        pieces = [unigram.raw.id_to_token(i) for i in unigram.encode([word])[0]]
+        assert "".join(pieces) == word
+        assert sum(score[piece] for piece in pieces) == pytest.approx(best(word))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 def test_lowercase(corpus_documents: list[str], kind: Any) -> None:
     learned = train_tokenizer(iter(corpus_documents), kind, 400, lowercase=True)
     assert learned.encode(["The RIVER"]) == learned.encode(["the river"])
     assert not learned.round_trips
 
 
-def test_trained_parts(bpe: Tokenizer, wordpiece: Tokenizer) -> None:
-    for learned in (bpe, wordpiece):
+def test_trained_parts(bpe: Tokenizer, wordpiece: Tokenizer, unigram: Tokenizer) -> None:
+    for learned in (bpe, wordpiece, unigram):
         assert parts(learned) == {
             "pad": "[PAD]",
             "mask": "[MASK]",
@@ -124,9 +175,12 @@ with_names = st.lists(
 
 
 @given(text=with_names)
-def test_names_of_special_tokens_are_text(bpe: Tokenizer, wordpiece: Tokenizer, text: str) -> None:
-    assert_never_control(bpe, text)
-    assert bpe.decode(bpe.encode([text])[0]) == text
+def test_names_of_special_tokens_are_text(
+    bpe: Tokenizer, wordpiece: Tokenizer, unigram: Tokenizer, text: str
+) -> None:
+    for exact in (bpe, unigram):
+        assert_never_control(exact, text)
+        assert exact.decode(exact.encode([text])[0]) == text
     assert_never_control(wordpiece, text)
 
 
@@ -155,7 +209,9 @@ ROBERTA = ["<s>", "<pad>", "</s>", "<mask>", "<unk>"]
 def test_names_are_text_to_foreign_tokenizers(
     foreign_cache: dict[str, Tokenizer], kind: str, text: str
 ) -> None:
-    assert_never_control(foreign_cache[kind], text)
+    tokenizer = foreign_cache[kind]
+    assert_never_control(tokenizer, text)
+    assert [traced.ids for traced in tokenizer.trace([text])] == tokenizer.encode([text])
 
 
 @pytest.fixture(scope="module")
@@ -267,12 +323,46 @@ def test_broken_tokenizer_names_the_file(tmp_path: Path, content: bytes) -> None
 # The command.
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 def test_command_learns(corpus_file: Path, tmp_path: Path, kind: Any) -> None:
-    tokenizer_command([str(corpus_file)], str(tmp_path), 300, kind)
-    assert Tokenizer.load(tmp_path).size <= 300
+    tokenizer_command([str(corpus_file)], str(tmp_path), 400, kind)
+    assert Tokenizer.load(tmp_path).size <= 400
     with pytest.raises(UserError, match="already there"):
-        tokenizer_command([str(corpus_file)], str(tmp_path), 300, kind)
+        tokenizer_command([str(corpus_file)], str(tmp_path), 400, kind)
+
+
+@pytest.mark.parametrize("asked", ["t2s", ["nfkc", "t2s"]])
+def test_command_normalizes(corpus_file: Path, tmp_path: Path, asked: Any) -> None:
+    tokenizer_command([str(corpus_file)], str(tmp_path), 300, normalize=asked)
+    learned = Tokenizer.load(tmp_path)
+    assert learned.first == ([asked] if isinstance(asked, str) else asked)
+    assert learned.encode(["漢字"]) == learned.encode(["汉字"])
+
+
+PEAK = """
+import resource, sys
+from ptft_lightning.cli import main
+main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_memory_is_bounded_by_the_sample(tmp_path: Path) -> None:
+    """Two processes: eight times the text takes the memory of the sample, below the estimate."""
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    peaks = []
+    for lines in (1_000, 8_000):
+        file = tmp_path / f"{lines}.txt"
+        words = ("".join(rng.choices(letters, k=8)) for _ in range(lines * 40))
+        file.write_text("\n\n".join(" ".join(line) for line in zip(*[words] * 40, strict=True)))
+        args = ["tokenizer", "--files", f"[{file}]", "--output", str(tmp_path / f"{lines}")]
+        command = [sys.executable, "-c", PEAK, *args, "--vocab_size", "400", "--max_mb", "0.35"]
+        run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=250)
+        peaks.append(int(run.stdout.split()[-1]))
+    assert file.stat().st_size > 2.5e6
+    assert peaks[1] < 1.15 * peaks[0]
+    assert max(peaks) < BASE_BYTES + MEMORY["bpe"][1] * 0.36e6
 
 
 def test_command_stops_at_max_mb(
@@ -281,6 +371,21 @@ def test_command_stops_at_max_mb(
     tokenizer_command([str(corpus_file)], str(tmp_path), 300, max_mb=0.001)
     said = capsys.readouterr().out
     assert 1 < int(said.split(" ids from ")[1].split()[0]) < 30
+
+
+def test_sample_is_taken_from_all_files(tmp_path: Path) -> None:
+    """Each file gives its share, in bytes; all of them everything where the limit allows."""
+    sizes = {"a": 40_000, "b": 80_000, "c": 8_000}
+    for name, size in sizes.items():
+        (tmp_path / f"{name}.txt").write_text("\n\n".join([name * 98] * (size // 100)))
+    files = [str(tmp_path / f"{name}.txt") for name in sizes]
+    taken = [*sample_documents(files, "text", 0, 12_800)]
+    for name, size in sizes.items():
+        got = sum(len(document) for document in taken if document[0] == name)
+        assert got == pytest.approx(size / 10, abs=200)
+    assert len([*sample_documents(files, "text", 0, 10**9)]) == 1280
+    orders = {tuple(sample_documents(files, "text", seed, 12_800)) for seed in range(5)}
+    assert len(orders) > 1
 
 
 def test_command_refuses(corpus_file: Path, tmp_path: Path) -> None:
