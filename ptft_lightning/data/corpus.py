@@ -16,7 +16,7 @@ from ptft_lightning.data.batch import Batch, build_batch
 from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Ids, Layout
-from ptft_lightning.data.prepare import prepare_store
+from ptft_lightning.data.prepare import check_share, prepare_store
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
 from ptft_lightning.data.steps import Slots
@@ -108,6 +108,7 @@ class CorpusDataModule(PhaseData):
         audit: str | None = None,
     ) -> None:
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
+        check_share(validation_share)
         self.store, self.files, self.tokenizer_path = store, files or [], tokenizer
         self.column, self.layout, self.length = column, layout, length
         self.validation_share, self.window = validation_share, window

@@ -66,6 +66,12 @@ def documents_in_order(files: list[str], column: str, seed: int) -> Iterator[str
         yield from read_unit(unit, column, bad)
 
 
+def check_share(validation_share: float) -> None:
+    """Refuse what is no share."""
+    if not 0 <= validation_share <= 1:
+        raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
+
+
 def held_out(document: str, share: float) -> bool:
     """Whether a document belongs to the validation split: decided by its text alone."""
     digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
@@ -90,8 +96,7 @@ def prepare_store(
         raise UserError("no files to prepare: name them with --data.files (or --files)")
     if unit_bytes < 1:
         raise UserError(f"--unit_bytes is {unit_bytes}: give 1 or more")
-    if not 0 <= validation_share <= 1:
-        raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
+    check_share(validation_share)
     plan = Plan(
         files=list(files),
         column=column,

@@ -12,7 +12,7 @@ import numpy as np
 from ptft_lightning.data.example_rows import ExampleDataset, TaskEncoder
 from ptft_lightning.data.examples import Columns, Example, read_examples
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
-from ptft_lightning.data.prepare import held_out
+from ptft_lightning.data.prepare import check_share, held_out
 from ptft_lightning.data.sample_order import Numbers, Segments
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
@@ -56,6 +56,7 @@ class TaskDataModule(PhaseData):
         audit: str | None = None,
     ) -> None:
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
+        check_share(validation_share)
         self.files = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.text, self.columns = text, columns
         self.tokenizer_path, self.max_length = tokenizer, max_length

@@ -35,6 +35,8 @@ class Classification(Task):
     monitor = "val_accuracy"
 
     def __init__(self, pooling: Pooling = "auto", dropout: float = 0.1) -> None:
+        if not 0 <= dropout < 1:
+            raise UserError(f"task.dropout is {dropout}: give a probability from 0 to below 1")
         self.pooling, self.dropout = pooling, dropout
 
     def config(self) -> dict[str, Any]:
