@@ -15,9 +15,12 @@ COMMANDS = {
     "validate": (TRAINING, "metrics on the validation data"),
     "test": (TRAINING, "metrics on the test data"),
     "predict": (TRAINING, "predictions for a file or for --text"),
+    "tune": ("ptft_lightning.commands.tune", "look for a learning rate or a micro-batch size"),
+    "sweep": ("ptft_lightning.commands.sweep", "try many settings of a config (Optuna)"),
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
     "check": ("ptft_lightning.commands.check", "before a long fit: look at data, loss, gradients"),
+    "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
 }
 

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, settings
 
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.token_store import TokenStore
-from ptft_lightning.data.tokenizer import Kind, Tokenizer, train_tokenizer
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.tokenizer_training import Kind, train_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork loader workers
 

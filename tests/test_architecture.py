@@ -39,7 +39,15 @@ LAYERS = (
     ("__main__",),
 )
 # Parts that no core file imports, except inside the function that needs them.
-LEAVES = ("generation", "interop", "report", "commands/check.py", "commands/check_data.py")
+LEAVES = (
+    *("generation", "interop", "report", "modules/muon.py"),
+    *("tasks/multilabel.py", "tasks/regression.py"),
+    *("data/hub.py", "data/normalization.py", "data/parquet.py", "data/separated.py"),
+    *("data/tokenizer_files.py", "data/word_starts.py"),
+    *("commands/check.py", "commands/check_data.py", "commands/export.py", "commands/generate.py"),
+    *("commands/report.py", "commands/score.py", "commands/texts.py", "commands/tune.py"),
+    *("commands/sweep.py", "commands/sweep_results.py", "commands/sweep_space.py"),
+)
 CORE_CODE_LINES = 4500  # 3,000 is the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60

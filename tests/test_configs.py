@@ -40,7 +40,18 @@ def test_a_config_is_short_and_says_what_it_is(file):
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_examples(tmp_path_factory.mktemp("examples"))
+    """Files of every ending, also with a list of labels and a number; .tsv without a header too."""
+    at = write_examples(tmp_path_factory.mktemp("examples"))
+    for split in ("train", "validation", "test"):
+        file = at / f"{split}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [row | {"score": len(row["text"]), "labels": [row["label"]]} for row in rows]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = ["text,second,label,score", *(",".join(map(str, [*r.values()][:4])) for r in rows)]
+        (at / f"{split}.csv").write_text("\n".join(lines) + "\n")
+        table = (at / f"{split}.tsv").read_text()
+        (at / f"{split}_bare.tsv").write_text(table.partition("\n")[2])
+    return at
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +74,10 @@ SMALL = {
 }
 
 
+# The tests' column for a config's, where it is not a plain label.
+LABELS = {"labels": "labels", "score": "score"}
+
+
 @pytest.fixture
 def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """`paths(file)`: the options that put the tests' data in place of a config's."""
@@ -76,11 +91,14 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
             made = {"data.store": str(tmp_path / "store"), "data.tokenizer": tokenizer}
             return mine | made | {"data.files": [corpus], "data.validation_share": 0.1}
         examples = request.getfixturevalue("examples")
+        given = data["init_args"].get("columns") or {}
         ending = Path(data["init_args"]["train"]).suffix
+        ending = f"_bare{ending}" if "names" in given else ending
         for split in ("train", "validation", "test"):
             mine[f"data.{split}"] = str(examples / f"{split}{ending}")
-        pair = (data["init_args"].get("columns") or {}).get("pair")
-        columns = {"text": "text", "label": "label", "pair": "second" if pair else None}
+        columns = {"text": "text", "pair": "second" if "pair" in given else None}
+        columns["label"] = LABELS.get(given.get("label"), "label")
+        columns["names"] = ["text", "second", "label"] if "names" in given else None
         bundle = str(request.getfixturevalue("bundle"))
         return mine | {"data.columns": columns, "model.init_from": bundle}
 
@@ -95,7 +113,8 @@ def test_a_config_trains_two_steps_and_its_run_can_be_used(file, paths, tmp_path
     wanted = settings(file)["model"]["init_args"].get("backbone") or {}
     assert {k: config["backbone"]["config"][k] for k in wanted} == wanted
     if config["phase"] == "finetune":
-        assert "test_accuracy" in json.loads(done(["test", "--run_dir", str(run_dir)]).out)
+        measured = json.loads(done(["test", "--run_dir", str(run_dir)]).out)
+        assert f"test_{config['head']['config']['monitor']}" in measured
 
 
 def test_overlays_go_with_another_config(paths, tmp_path):

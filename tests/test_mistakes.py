@@ -299,11 +299,11 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "a corpus in UTF-16": (
         {"data.files": ["{}/utf16.jsonl"], "data.store": "{}/s7"},
-        ("empty corpus", "utf16.jsonl (2 could not be read)"),
+        ("utf16.jsonl' is not UTF-8", "looks like UTF-16", "--data.encoding"),
     ),
     "a corpus of bytes": (
         {"data.files": ["{}/nul.txt"], "data.store": "{}/s8"},
-        ("empty corpus", "nul.txt (1 could not be read)"),
+        ("nul.txt' is not UTF-8", "it may be no text", "--data.encoding"),
     ),
     "a corpus of another kind": (
         {"data.files": ["{}/paper.pdf"], "data.store": "{}/s9"},
@@ -311,7 +311,7 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "a name that says gzip": (
         {"data.files": ["{}/plain.jsonl.gz"], "data.store": "{}/s10"},
-        ("plain.jsonl.gz' is damaged", "get it again"),
+        ("empty corpus", "plain.jsonl.gz; 1 documents could not be read (1 damaged file)"),
     ),
     "a store without a shard": (
         {"data.store": "{}/store-lost"},
@@ -641,7 +641,7 @@ def test_a_config_file_that_is_a_list(tmp_path):
     ("args", "parts"),
     [
         (["fitt"], ("unknown command 'fitt'", "did you mean 'fit'?")),
-        (["zzz"], ("unknown command 'zzz'", "fit, validate, test, predict, tokenizer")),
+        (["zzz"], ("unknown command 'zzz'", "fit, validate, test, predict, ")),
         (["--config", "x.yaml"], ("unknown command '--config'", "fit, validate")),
         (["fit"], ("--config FILE", "--model and --data")),
         (["fit", "--config"], ("--config", "expected one argument")),
@@ -675,6 +675,12 @@ def test_a_config_file_that_is_a_list(tmp_path):
             ["prepare", "--files", "[a.txt]", "--tokenizer", "{}/nope", "--output", "{}/s"],
             ("tokenizer not found", "nope"),
         ),
+        (["report"], ("runs is missing",)),
+        (["report", "{}/nope"], ("run not found: ", "nope' is not a directory")),
+        (["report", "{}/directory"], ("no run in ", "config.yaml", "--run_dir of a fit")),
+        (["report", "{}/one", "{}/two"], ("2 runs", "--output FILE.html")),
+        (["report", "{}/one", "--output", "{}"], ("--output ", "is a directory", "report.html")),
+        (["report", "{}/one", "--outptu", "x"], ("'--outptu'", "did you mean '--output'?")),
         (["inspect"], ("path is missing",)),
         (["inspect", "{}/nope"], ("not found", "nope")),
         (["inspect", "{}/directory"], ("directory' is not a bundle",)),
@@ -739,6 +745,6 @@ def test_two_ranks_say_it_once(store, bpe_path, tmp_path):
     ]
     processes = [launch(words("fit", options | two | change)) for change, _ in cases]
     for process, (_, parts) in zip(processes, cases, strict=True):
-        run = finish(process, timeout=60)
+        run = finish(process)
         assert_one_line(run, *parts)
         assert run.err.count("error") == 1

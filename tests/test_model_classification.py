@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from ptft_lightning.data.batch import build_batch
 from ptft_lightning.data.examples import Encoded, Example
@@ -36,11 +36,28 @@ def test_metrics_equal_sklearn(present: int) -> None:
     got = metrics.compute()
     assert float(got["accuracy"]) == pytest.approx(accuracy_score(truths, guesses))
     assert float(got["macro_f1"]) == pytest.approx(f1_score(truths, guesses, average="macro"))
+    assert float(got["mcc"]) == pytest.approx(matthews_corrcoef(truths, guesses))
     assert 0 < float(got["accuracy"]) < 1
 
     metrics.reset()
     metrics.update(torch.eye(5), torch.arange(5))
     assert float(metrics.compute()["accuracy"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("truths", "guesses"),
+    [
+        ([0, 1, 1, 0], [0, 0, 0, 0]),  # always the same
+        ([1, 1, 1], [1, 1, 1]),  # one class alone
+        ([0, 1, 0], [1, 0, 1]),  # all wrong
+        ([0, 1, 1, 0, 1], [0, 1, 0, 0, 1]),
+    ],
+)
+def test_matthews_of_two_classes_equals_sklearn(truths: list[int], guesses: list[int]) -> None:
+    metrics = Classification().metrics(["no", "yes"])
+    metrics.update(torch.eye(2)[guesses], torch.tensor(truths))
+    wanted = matthews_corrcoef(truths, guesses)
+    assert float(metrics.compute()["mcc"]) == pytest.approx(wanted, abs=1e-12)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "last"])
@@ -83,13 +100,10 @@ def test_labels_are_those_of_the_training_file() -> None:
         return [Example("x", None, label, f"line {i}") for i, label in enumerate(labels)]
 
     assert task.schema(labelled("no", "yes", "no")) == ["no", "yes"]
+    assert task.schema(labelled("10", "9", "-1", "2.5")) == ["-1", "2.5", "9", "10"]
+    assert task.schema(labelled("10", "9", "x")) == ["10", "9", "x"]
     with pytest.raises(UserError, match="two labels or more"):
         task.schema(labelled("no", "no"))
-
-
-def test_unknown_label_is_named_with_its_place(bpe: Tokenizer) -> None:
-    with pytest.raises(UserError, match=r"test\.jsonl line 3: label 'z' is not one of"):
-        Classification().encode([Example("x", None, "z", "test.jsonl line 3")], LABELS, bpe, 16)
 
 
 def test_record_names_the_likeliest_label() -> None:

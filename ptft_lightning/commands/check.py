@@ -15,7 +15,6 @@ from typing import Any, cast
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
@@ -216,6 +215,11 @@ def overfit_finding(losses: list[float], samples: int, guess: float | None, whol
 class CheckCLI(train.CLI):
     """The options of fit, put to another use."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one whose options are read."""
+        return {"fit": train.CLI.subcommands()["fit"]}
+
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
@@ -227,9 +231,9 @@ class CheckCLI(train.CLI):
         parser.add_argument("--show", type=int, default=40, help="Positions shown of a sample.")
         return parser
 
-    def find_start(self, options: Namespace, run_dir: Path) -> None:
+    def complete_options(self) -> None:
         """Always step 0, on one device; the run directory is neither read nor written."""
-        trainer = options.trainer
+        options, trainer = self.options, self.options.trainer
         devices = trainer.devices
         trainer.devices = devices[:1] if isinstance(devices, list) else 1
         trainer.num_nodes, trainer.strategy, trainer.fast_dev_run = 1, "auto", False
@@ -264,4 +268,4 @@ class CheckCLI(train.CLI):
 
 def run(command: str, args: list[str]) -> None:
     """The command line's way in."""
-    train.run("fit", args, CheckCLI)
+    train.start(CheckCLI, "fit", args)

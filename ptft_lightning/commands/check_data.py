@@ -155,7 +155,7 @@ def _about(example: Encoded, labels: list[str]) -> Iterator[str]:
         scalar = value.ndim == 0 and name == "label" and 0 <= value < len(labels)
         if value.shape != (len(example.tokens),):
             yield f"{name}: {labels[int(value)] if scalar else value.tolist()}"
-    yield f"{len(example.tokens)} tokens{', cut to fit' if example.truncated else ''}"
+    yield f"{len(example.tokens)} tokens{', cut to fit' if example.cut else ''}"
 
 
 # Counts.
@@ -206,7 +206,7 @@ def count_batches(batches: list[Batch], tokenizer: Tokenizer) -> list[Finding]:
 
 
 def _count_examples(examples: list[Encoded], data: TaskDataModule) -> Iterator[Finding]:
-    cut = sum(e.truncated for e in examples)
+    cut = sum(e.cut > 0 for e in examples)
     yield graded(
         cut > CUT_WARNING * len(examples),
         f"{cut} of {len(examples)} training examples are cut to {data.max_length} tokens",

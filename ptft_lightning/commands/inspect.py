@@ -53,6 +53,8 @@ def _store(place: Path) -> dict[str, Any]:
         "dtype": manifest.dtype,
         **splits,
         "bad_documents": manifest.bad_documents,
+        "bad_kinds": manifest.bad_kinds,
+        "bad_places": manifest.bad_places,
         "plan": manifest.plan,
     }
 

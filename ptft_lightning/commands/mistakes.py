@@ -150,7 +150,7 @@ def _settings(owner: str) -> list[str]:
 
 
 def _missing(names: list[str], key: str, owner: str) -> str:
-    if {"fit.data", "fit.model"}.intersection(names):
+    if {"fit.data", "fit.model", "tune.data", "tune.model"}.intersection(names):
         return "what to train? give --config FILE, or --model and --data"
     prefix = f"{key}." if key else ""
     listed = " and ".join(prefix + name for name in names)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from ptft_lightning.commands.tool import run_tool
+from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, OnBadDocument, by_kind
+from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.prepare import UNIT_BYTES, prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
 
@@ -17,27 +19,47 @@ def prepare(
     validation_share: float = 0.01,
     seed: int = 0,
     unit_bytes: int = UNIT_BYTES,
+    encoding: Encoding = "utf-8",
+    on_bad_document: OnBadDocument = "skip",
+    max_bad_share: float = MAX_BAD_SHARE,
+    word_starts: bool = False,
 ) -> None:
     """Tokenize text files into a token store. A call that was killed goes on where it stopped.
 
     Args:
-        files: Text files (.txt, .jsonl, also .gz), paths or URLs.
+        files: Paths, globs, folders or URLs of text (.txt, .jsonl, .csv, .tsv, also .gz or .zst;
+            .parquet), or hub:owner/name?config=NAME&split=NAME.
         tokenizer: A tokenizer.json or its directory.
         output: Directory of the token store.
-        column: The text column of .jsonl files.
+        column: The text column, of all files but .txt.
         validation_share: Share of documents held out, chosen by hash of their text.
         seed: Decides the stored order.
         unit_bytes: Bytes of text per shard.
+        encoding: Of text files; a byte order mark is dropped.
+        on_bad_document: Count documents that cannot be read and leave them out, or stop at one.
+        max_bad_share: Refuse a corpus of which a larger share cannot be read.
+        word_starts: Note where words start, for MaskedLM's whole_words (extra `zh`).
     """
     manifest = prepare_store(
-        files, Tokenizer.load(tokenizer), output, column, validation_share, seed, unit_bytes
+        files,
+        Tokenizer.load(tokenizer),
+        output,
+        column=column,
+        validation_share=validation_share,
+        seed=seed,
+        unit_bytes=unit_bytes,
+        encoding=encoding,
+        on_bad_document=on_bad_document,
+        max_bad_share=max_bad_share,
+        word_starts=word_starts,
     )
     for split in ("train", "validation"):
         shards = getattr(manifest, split)
         documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
         print(f"{split}: {documents} documents, {tokens} tokens in {len(shards)} shards")
     if manifest.bad_documents:
-        print(f"{manifest.bad_documents} documents could not be read:", file=sys.stderr)
+        kinds = by_kind(manifest.bad_kinds)
+        print(f"{manifest.bad_documents} documents could not be read: {kinds}", file=sys.stderr)
         for place in manifest.bad_places:
             print(f"  {place}", file=sys.stderr)
     print(f"{output}: fingerprint {manifest.fingerprint}")

@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ptft_lightning.commands.tool import run_tool
-from ptft_lightning.data.documents import text_size
-from ptft_lightning.data.prepare import documents_in_order
-from ptft_lightning.data.tokenizer import Kind, train_tokenizer
+from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
+from ptft_lightning.data.decoding import Encoding
+from ptft_lightning.data.documents import Reading, text_size
+from ptft_lightning.data.prepare import sample_documents
+from ptft_lightning.data.sources import expand_sources
+from ptft_lightning.data.tokenizer_training import Kind, train_tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.progress import ByteProgress
+
+# Peak memory: of the program, and per byte of text; benchmarks/tokenizer_memory.py measures it.
+BASE_BYTES = 150_000_000
+MEMORY: dict[Kind, float] = {"bpe": 25, "wordpiece": 10, "unigram": 100}
 
 
 def tokenizer(
@@ -22,30 +29,51 @@ def tokenizer(
     lowercase: bool = False,
     column: str = "text",
     max_mb: float = 200.0,
-    seed: int = 0,
+    normalize: list[str] | str | None = None,
+    encoding: Encoding = "utf-8",
+    on_bad_document: OnBadDocument = "skip",
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> None:
     """Learn a tokenizer from text files and write tokenizer.json.
 
     Args:
-        files: Text files (.txt, .jsonl, also .gz), paths or URLs.
+        files: Paths, globs, folders or URLs of text (.txt, .jsonl, .csv, .tsv, also .gz or .zst;
+            .parquet), or hub:owner/name?config=NAME&split=NAME.
         output: Directory for tokenizer.json.
         vocab_size: Number of ids, special tokens included.
-        kind: Byte-level BPE (gives every text back) or WordPiece (BERT's).
+        kind: Byte-level BPE (gives every text back), WordPiece (BERT's) or Unigram (as
+            SentencePiece, slow to learn).
         lowercase: Lower the case of all text first.
-        column: The text column of .jsonl files.
-        max_mb: Learn from this much text at most, files mixed.
-        seed: Decides which text is taken when there is more.
+        column: The text column, of all files but .txt.
+        max_mb: Learn from this much text at most, evenly from all files; bounds the memory, too.
+        normalize: Done to all text first, in this order: `nfkc` (Unicode's compatibility form),
+            `t2s` (traditional to simplified Chinese, extra `zh`); one or a list.
+        encoding: Of text files; a byte order mark is dropped.
+        on_bad_document: Count documents that cannot be read and leave them out, or stop at one.
+        max_bad_share: Refuse a corpus of which a larger share cannot be read.
     """
     target = Path(output) / "tokenizer.json"
     if target.exists():
         raise UserError(f"'{target}' is already there: remove it or give another --output")
-    if vocab_size < 300:
-        raise UserError(f"--vocab_size is {vocab_size}: give 300 or more (bytes alone take 256)")
-    limit = min(sum(text_size(f) for f in files), int(max_mb * 1e6))
-    counted = _Counted(documents_in_order(files, column, seed), limit)
-    learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase)
+    least = 400 if kind == "unigram" else 300
+    if vocab_size < least:
+        raise UserError(f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256)")
+    files = expand_sources(files)
+    limit = min(sum(text_size(f, column) for f in files), int(max_mb * 1e6))
+    memory = (BASE_BYTES + MEMORY[kind] * limit) / 1e9
+    print(
+        f"tokenizer: {limit / 1e6:.1f} MB of text, up to {memory:.1f} GB of memory", file=sys.stderr
+    )
+    bad = BadDocuments(on_bad=on_bad_document)
+    sample = sample_documents(files, Reading(column, encoding), int(max_mb * 1e6), bad)
+    counted = _Counted(sample, limit)
+    steps = [normalize] if isinstance(normalize, str) else normalize or []
+    learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase, steps)
     if not counted.documents:
-        raise UserError(f"empty corpus: no document in {', '.join(files)}")
+        raise UserError(f"empty corpus: no document in {', '.join(files[:3])}; {bad.summary()}")
+    bad.check_share(counted.documents, max_bad_share)
+    if bad.count:
+        print(bad.summary(), file=sys.stderr)
     learned.save(output)
     print(
         f"{target}: {learned.size} ids from {counted.documents} documents, "

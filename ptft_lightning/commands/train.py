@@ -18,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import Tensor
 
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
@@ -41,9 +42,11 @@ from ptft_lightning.modules.audit import Audit
 from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.modules.cpu_memory import keep_freed_memory
 from ptft_lightning.modules.csv_metrics import ForgetRedone
+from ptft_lightning.modules.early_stopping import StopEarly
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.phase import PhaseModule
+from ptft_lightning.modules.predictions import Scored, by_number, gather
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
@@ -80,6 +83,10 @@ class CLI(ConfigCLI):
             default="highest",
             help="Precision of float32 matrix products: 'high' uses TF32 on GPUs.",
         )
+        parser.add_lightning_class_args(StopEarly, "early_stopping")  # before it is saved
+        parser.add_argument(
+            "--report", type=bool, default=True, help="Write report.html at the end of a fit."
+        )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
 
     def _prepare_subcommand_parser(
@@ -113,13 +120,19 @@ class CLI(ConfigCLI):
         return cast(Namespace, self.config[self.subcommand])
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint or bundle a command means."""
+        """Refuse what cannot work, then find the checkpoint or bundle a command means."""
         options = self.options
-        run_dir = Path(options.run_dir)
         torch.set_float32_matmul_precision(options.float32_matmul_precision)
         refuse_unsupported(options.trainer)
+        self.complete_options()
+
+    def complete_options(self) -> None:
+        """The checkpoint of a fit, or the bundle of what comes after one."""
+        options, run_dir = self.options, Path(self.options.run_dir)
         if self.subcommand == "fit":
-            self.find_start(options, run_dir)
+            options.ckpt_path = checkpoint_of(options.ckpt_path, run_dir)
+            if options.ckpt_path is None and global_rank() == 0:
+                refuse_finished(run_dir, fast=bool(options.trainer.fast_dev_run))
             return
         options.trainer.logger = False
         phase_two = "FinetuneModule" in options.model.class_path
@@ -136,12 +149,6 @@ class CLI(ConfigCLI):
         if self.subcommand == "predict" and options.text is not None:
             texts = [options.text] if isinstance(options.text, str) else options.text
             options.data.init_args.text = texts
-
-    def find_start(self, options: Namespace, run_dir: Path) -> None:
-        """Where a fit begins: a checkpoint, or step 0 of a directory without a run."""
-        options.ckpt_path = checkpoint_of(options.ckpt_path, run_dir)
-        if options.ckpt_path is None and global_rank() == 0:
-            refuse_finished(run_dir, fast=bool(options.trainer.fast_dev_run))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what every run has: metrics.csv, W&B, checkpoints, preemption, progress, audit."""
@@ -185,6 +192,10 @@ class CLI(ConfigCLI):
             # Lightning kills a process whose child ended in anything but 0.
             sys.exit(EXIT_CODE if self.trainer.local_rank == 0 else 0)
         if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+            if self.options.report:
+                from ptft_lightning.commands.report import write_beside
+
+                write_beside(Path(self.options.run_dir))
             say(f"done: {Path(self.options.run_dir) / 'bundle'}")
 
     def test(self, model: L.LightningModule, **kwargs: Any) -> None:
@@ -199,10 +210,12 @@ class CLI(ConfigCLI):
         results = getattr(self.trainer, what)(model, **{**kwargs, "verbose": False})
         if not results:
             raise UserError(f"nothing to {what}: name a file with --data.{what}")
+        run_dir = Path(self.options.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if what == "test" and isinstance(model, FinetuneModule):
+            model.keep_predictions(run_dir, "test")
         if self.trainer.is_global_zero:
             text = json.dumps(results[0])
-            run_dir = Path(self.options.run_dir)
-            run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / f"{what}.json").write_text(text + "\n")
             print(text)
 
@@ -210,17 +223,11 @@ class CLI(ConfigCLI):
         """Predict, and write one JSON line per example in the order of the file."""
         kwargs.pop("return_predictions", None)
         mine = self.trainer.predict(model, return_predictions=True, **kwargs) or []
-        parts: list[Any] = [mine]
-        if self.trainer.world_size > 1:
-            parts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, mine)
+        scores = by_number(gather(cast(Scored, mine), self.trainer.world_size))
         if self.trainer.is_global_zero:
-            self._write_predictions(model, [pair for part in parts for pair in part])
+            self._write_predictions(model, scores)
 
-    def _write_predictions(self, model: FinetuneModule, pairs: list[Any]) -> None:
-        scores = {
-            int(n): row for numbers, rows in pairs for n, row in zip(numbers, rows, strict=True)
-        }
+    def _write_predictions(self, model: FinetuneModule, scores: dict[int, Tensor]) -> None:
         data = cast(TaskDataModule, self.datamodule)
         lines = [
             json.dumps(
@@ -292,24 +299,36 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
 
 
-def run(command: str, args: list[str], kind: type[CLI] = CLI) -> None:
-    """The command line's way in; `kind` may do something else with a command's options."""
-    quieten()
-    keep_freed_memory()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+def run(command: str, args: list[str]) -> None:
+    """The command line's way in."""
 
-    class Command(kind):  # type: ignore[misc, valid-type]
+    class Command(CLI):
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             """Only the one asked for: building the parsers of all takes longer than the rest."""
             return {command: CLI.subcommands()[command]}
 
-    Command(
+    start(Command, command, config_of(command, args))
+
+
+def start(
+    cli: type[CLI], command: str, args: list[str], trainer: type[L.Trainer] = L.Trainer
+) -> None:
+    """Read the config and run the command."""
+    # Leaves, so that their short names are known.
+    import ptft_lightning.tasks.multilabel
+    import ptft_lightning.tasks.regression  # noqa: F401
+
+    quieten()
+    keep_freed_memory()
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    cli(
         PhaseModule,
         PhaseData,
+        trainer_class=trainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        args=[command, *config_of(command, args)],
+        args=[command, *args],
         parser_class=Parser,
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},

@@ -87,7 +87,7 @@ def build_batch(
     tokens: Ints,
     documents: Ints,
     samples: Ints,
-    targets: dict[str, Ints],
+    targets: dict[str, npt.NDArray[Any]],
     step_samples: int,
     segments: Ints | None = None,
     hashes: Ints | None = None,

@@ -12,13 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
+from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
 from ptft_lightning.data.batch import Batch, build_batch
+from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Ids, Layout
-from ptft_lightning.data.prepare import check_share, prepare_store
+from ptft_lightning.data.prepare import check_share, prepare_store, shown_change
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
+from ptft_lightning.data.sources import expand_sources
 from ptft_lightning.data.steps import Slots
 from ptft_lightning.data.token_store import TokenStore, read_manifest
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -30,10 +33,22 @@ PREPARE_LIMIT = 2 * 10**9  # bytes of text that `fit` prepares by itself: a few 
 class RowMaker(Protocol):
     """The numpy half of an objective."""
 
+    whole_words: bool
+    """Whether it needs to know where words start."""
+
     def make(
-        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+        self,
+        tokens: Ids,
+        documents: Ids,
+        samples: Numbers,
+        seed: int,
+        tokenizer: Tokenizer,
+        words: Ids | None = None,
     ) -> tuple[Ids, dict[str, Ids]]:
-        """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets."""
+        """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets.
+
+        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`.
+        """
         ...
 
 
@@ -48,8 +63,9 @@ class RowDataset(Dataset[Batch]):
 
     def __getitem__(self, slots: Slots) -> Batch:
         stream, documents = self.rows.read(slots.numbers)
+        words = self.rows.read_words(slots.numbers) if self.maker.whole_words else None
         tokens, targets = self.maker.make(
-            stream, documents, slots.numbers, self.seed, self.tokenizer
+            stream, documents, slots.numbers, self.seed, self.tokenizer, words
         )
         documents = documents[:, :-1]
         hashes = None
@@ -75,10 +91,14 @@ class CorpusDataModule(PhaseData):
     """Rows of text for phase one, from a token store; prepares small corpora by itself.
 
     Args:
-        files: Text files (.txt, .jsonl, also .gz), paths or URLs; not needed for a finished store.
+        files: Paths, globs, folders or URLs of text (.txt, .jsonl, .csv, .tsv, also .gz or .zst;
+            .parquet), or hub:owner/name?config=NAME&split=NAME; not needed for a finished store.
         store: Directory of the token store; made from `files` when it is not there yet.
         tokenizer: A tokenizer.json or its directory; with init_from the bundle's own is used.
-        column: The text column of .jsonl files.
+        column: The text column, of all files but .txt.
+        encoding: Of text files; a byte order mark is dropped.
+        on_bad_document: Count documents that cannot be read and leave them out, or stop at one.
+        max_bad_share: Refuse a corpus of which a larger share cannot be read.
         layout: `blocks` cuts the text every `length` tokens; `documents` keeps documents whole
             and packs them.
         length: Tokens in a row.
@@ -87,6 +107,7 @@ class CorpusDataModule(PhaseData):
         validation_share: Share of documents held out, chosen by hash of their text.
         seed: Decides the order of the rows and the masks.
         window: Shards among which rows are mixed.
+        word_starts: Note in a new store where words start, for MaskedLM's whole_words.
         workers: Processes that read rows beside the training process, per rank.
         audit: A file that gets, per optimizer step, the samples used and a hash of each.
     """
@@ -97,6 +118,9 @@ class CorpusDataModule(PhaseData):
         files: list[str] | None = None,
         tokenizer: str | None = None,
         column: str = "text",
+        encoding: Encoding = "utf-8",
+        on_bad_document: OnBadDocument = "skip",
+        max_bad_share: float = MAX_BAD_SHARE,
         layout: Layout = "blocks",
         length: int = 128,
         global_batch_size: int = 32,
@@ -104,6 +128,7 @@ class CorpusDataModule(PhaseData):
         validation_share: float = 0.01,
         seed: int = 0,
         window: int = 16,
+        word_starts: bool = False,
         workers: int = 0,
         audit: str | None = None,
     ) -> None:
@@ -111,7 +136,10 @@ class CorpusDataModule(PhaseData):
         check_share(validation_share)
         self.store, self.files, self.tokenizer_path = store, files or [], tokenizer
         self.column, self.layout, self.length = column, layout, length
+        self.encoding, self.on_bad_document = encoding, on_bad_document
+        self.max_bad_share = max_bad_share
         self.validation_share, self.window = validation_share, window
+        self.word_starts = word_starts
         if length < 2:
             raise UserError(f"data.length is {length}: a row needs at least 2 tokens")
         if window < 1:
@@ -122,47 +150,59 @@ class CorpusDataModule(PhaseData):
         self._load_tokenizer()
         module: Any = self._trainer().lightning_module
         module.preflight(self)
+        self.files = expand_sources(self.files)
         if not (Path(self.store) / "manifest.json").is_file():
             self._prepare()
         elif self.files:
             self._check_plan(read_manifest(self.store).plan)
+        manifest = read_manifest(self.store)
+        if manifest.bad_documents:
+            say(BadDocuments(manifest.bad_kinds, manifest.bad_places).summary())
 
     def _check_plan(self, plan: dict[str, Any]) -> None:
         """A finished store must be of these files, as they are now."""
         asked = {
             "files": self.files,
             "column": self.column,
+            "encoding": self.encoding,
             "held_out": self.validation_share,
-            "sizes": [text_size(file) for file in self.files],
+            "sizes": [text_size(file, self.column) for file in self.files],
         }
-        changed = [f"{k} {plan.get(k)} -> {v}" for k, v in asked.items() if plan.get(k) != v]
+        made = {"encoding": "utf-8"} | plan
+        changed = [shown_change(k, made.get(k), v) for k, v in asked.items() if made.get(k) != v]
         if changed:
             raise UserError(
                 f"the token store '{self.store}' was made from something else "
                 f"({', '.join(changed)}): give another data.store, or leave data.files out"
             )
 
+    @property
+    def has_word_starts(self) -> bool:
+        """Whether the store says where words start, or will."""
+        if not (Path(self.store) / "manifest.json").is_file():
+            return self.word_starts
+        return read_manifest(self.store).segmenter is not None
+
     def _prepare(self) -> None:
         if not self.files:
             raise UserError(f"no token store at '{self.store}' and no data.files to make it from")
-        size = sum(text_size(file) for file in self.files)
+        size = sum(text_size(file, self.column) for file in self.files)
         if size > PREPARE_LIMIT:
             raise UserError(
                 f"{size / 1e9:.1f} GB of text is more than fit prepares by itself: run "
                 f"`ptft_lightning prepare` into '{self.store}' first"
             )
-        manifest = prepare_store(
+        prepare_store(
             self.files,
             self.tokenizer,
             self.store,
             self.column,
             self.validation_share,
+            encoding=self.encoding,
+            on_bad_document=self.on_bad_document,
+            max_bad_share=self.max_bad_share,
+            word_starts=self.word_starts,
         )
-        if manifest.bad_documents:
-            say(
-                f"{manifest.bad_documents} documents could not be read and are left out, "
-                f"the first: {manifest.bad_places[0]}"
-            )
 
     def _load_tokenizer(self) -> None:
         module: Any = self._trainer().lightning_module
@@ -188,6 +228,11 @@ class CorpusDataModule(PhaseData):
             self.place_in_trainer()
 
     def _check_store(self) -> None:
+        if self.word_starts and not self.has_word_starts:
+            raise UserError(
+                f"token store '{self.store}' was made without word starts: prepare it again into "
+                "another directory, or leave data.word_starts out"
+            )
         made_by = read_manifest(self.store).tokenizer
         if made_by != self.tokenizer.fingerprint:
             raise UserError(

@@ -1,29 +1,39 @@
-"""Files in, documents out: txt and jsonl, plain or gzipped, local or any fsspec URL.
+"""Files in, documents out: lines read here, tables by the file of their format; knows no tokens.
 
-Knows nothing of tokens. A `Unit` is a byte range of one file's uncompressed text; the documents of
-a unit are those that start inside it, so that units can be read alone, in any order, and together
-give every document once.
+A `Unit` is a byte range of one file's text; the documents of a unit are those that start inside
+it, so that units can be read alone, in any order, and together give every document once.
 
 A `.txt` document is a block of lines; blank lines separate documents. A `.jsonl` document is the
-text column of one line.
+text column of one line; of a table (`.csv`, `.tsv`, `.parquet`, a hub data set), that of one row.
 """
 
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from gzip import BadGzipFile
-from typing import IO, cast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO, Protocol
 
-import fsspec
-
+from ptft_lightning.data.bad_documents import (
+    BROKEN_JSON,
+    DAMAGED_FILE,
+    EMPTY_FILE,
+    NO_TEXT,
+    TOO_LONG,
+    BadDocuments,
+)
+from ptft_lightning.data.decoding import Encoding, check_encoding, decode, fit_text
+from ptft_lightning.data.sources import HUB, PARQUET, TABLES, suffix_of
+from ptft_lightning.data.streams import (
+    COMPRESSED,
+    MAX_LINE,
+    Damaged,
+    bounded_lines,
+    open_bytes,
+    seek_line,
+    stream_size,
+)
 from ptft_lightning.errors import UserError
-
-SUFFIXES = (".txt", ".jsonl")
-MAX_REPORTED = 10  # bad documents named one by one; all are counted
-DAMAGED = (BadGzipFile, EOFError, zlib.error)  # what reading a broken .gz raises
 
 
 @dataclass(frozen=True)
@@ -35,148 +45,226 @@ class Unit:
     end: int
 
 
-@dataclass
-class BadDocuments:
-    """What could not be read: a count, and the first few places with the reason."""
+@dataclass(frozen=True)
+class Reading:
+    """How documents are found in files."""
 
-    count: int = 0
-    places: list[str] = field(default_factory=list)
-
-    def add(self, place: str, reason: str) -> None:
-        """Count one bad document and keep its place while there is room."""
-        self.count += 1
-        if len(self.places) < MAX_REPORTED:
-            self.places.append(f"{place}: {reason}")
+    column: str = "text"
+    encoding: Encoding = "utf-8"
+    """Of text files; .parquet and hub data sets are UTF-8 by definition."""
 
 
-def _suffix(path: str) -> str:
-    bare = path.removesuffix(".gz")
-    for suffix in SUFFIXES:
-        if bare.endswith(suffix):
-            return suffix
-    raise UserError(
-        f"cannot read '{path}': expected a name ending in "
-        f"{', '.join(SUFFIXES)} or one of these with .gz"
+class RowReader(Protocol):
+    """A reader of row groups; it opens its files itself, and its positions are its own."""
+
+    def table_size(self, path: str, column: str) -> int:
+        """Bytes of the column's text, about."""
+        ...
+
+    def table_starts(self, path: str, column: str) -> Iterable[int]:
+        """Where in those bytes a unit may start."""
+        ...
+
+    def read_rows(self, unit: Unit, column: str, bad: BadDocuments) -> Iterator[str]:
+        """The documents of a unit."""
+        ...
+
+
+def _row_reader(path: str) -> RowReader | None:
+    """The reader of a format whose rows are no lines, loaded when a file of it is there."""
+    if path.startswith(HUB):
+        from ptft_lightning.data import hub
+
+        return hub
+    if suffix_of(path) == PARQUET:
+        from ptft_lightning.data import parquet
+
+        return parquet
+    return None
+
+
+def text_size(path: str, column: str = "text") -> int:
+    """Bytes of text in `path`, uncompressed; a compressed file is read through to count them.
+
+    Raises:
+        UserError: the file is missing, of no format we read, or a table without the column.
+    """
+    rows = _row_reader(path)
+    return stream_size(path) if rows is None else rows.table_size(path, column)
+
+
+def split_units(path: str, size: int, unit_bytes: int, column: str = "text") -> list[Unit]:
+    """Cut a file of `size` bytes into units of about `unit_bytes`, at line ends or between rows."""
+    rows = _row_reader(path)
+    if rows is not None:
+        starts = _spaced(rows.table_starts(path, column), unit_bytes)
+    elif suffix_of(path) in TABLES:
+        from ptft_lightning.data.separated import record_starts
+
+        starts = _spaced(record_starts(path), unit_bytes)
+    else:
+        starts = list(range(0, max(size, 1), unit_bytes))
+    ends = [*starts[1:], size]
+    return [Unit(path, a, b) for a, b in zip(starts, ends, strict=True)]
+
+
+def _spaced(possible: Iterable[int], step: int) -> list[int]:
+    """For each multiple of `step` the first possible start there or later."""
+    starts = [0]
+    for start in possible:
+        if start // step > starts[-1] // step:
+            starts.append(start)
+    return starts
+
+
+class DocumentReader:
+    """Reads units; a compressed file stays open, so that units in their order are one pass.
+
+    A context manager.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.path: str | None = None
+        self.stream: IO[bytes] | None = None
+
+    def __enter__(self) -> DocumentReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.stream is not None:
+            self.stream.close()
+
+    def read(self, unit: Unit, bad: BadDocuments) -> Iterator[str]:
+        """Yield the documents that start inside `unit`; unreadable ones are added to `bad`.
+
+        Raises:
+            UserError: the file is missing, or the first record has no such column.
+        """
+        rows = _row_reader(unit.path)
+        if rows is not None:
+            yield from rows.read_rows(unit, self.reading.column, bad)
+            return
+        stream = self._open(unit.path)
+        try:
+            yield from self._lines(stream, unit, bad)
+            if unit.path.endswith(COMPRESSED):  # met here, too, if it is right after the last line
+                stream.seek(unit.end)
+                stream.read(1)
+        except Damaged as damage:
+            if damage.at == unit.end:  # a document cut off there belongs to an earlier unit
+                place = f"{unit.path} at byte {damage.at} of its text"
+                bad.add(DAMAGED_FILE, place, f"damaged, the rest is lost ({damage})")
+        else:
+            if unit.end == 0:
+                bad.add(EMPTY_FILE, unit.path, "an empty file")
+
+    def _open(self, path: str) -> IO[bytes]:
+        if path != self.path or self.stream is None:
+            if self.stream is not None:
+                self.stream.close()
+            self.stream, self.path = open_bytes(path), path
+        return self.stream
+
+    def _lines(self, stream: IO[bytes], unit: Unit, bad: BadDocuments) -> Iterator[str]:
+        suffix = suffix_of(unit.path)
+        if suffix in TABLES:
+            from ptft_lightning.data.separated import read_separated
+
+            return read_separated(stream, unit, self.reading, bad)
+        return (_read_jsonl if suffix == ".jsonl" else _read_txt)(stream, unit, self.reading, bad)
+
+
+def read_unit(unit: Unit, reading: Reading, bad: BadDocuments) -> Iterator[str]:
+    """The documents of one unit alone."""
+    with DocumentReader(reading) as reader:
+        yield from reader.read(unit, bad)
+
+
+def check_file(path: str, reading: Reading) -> None:
+    """Look at the beginning of a file, to say what is wrong with all of it before work begins.
+
+    Raises:
+        UserError: not in the encoding, or no such column.
+    """
+    if _row_reader(path) is None:
+        check_encoding(path, reading.encoding)
+    next(read_unit(Unit(path, 0, 1), reading, BadDocuments()), None)
+
+
+def no_column(place: str, column: str, names: list[str]) -> UserError:
+    """What to say where the text column is missing from the first record."""
+    return UserError(
+        f"{place}: no text column '{column}'; its columns are {names}: "
+        "name one with --data.column (or --column)"
     )
 
 
-def open_bytes(path: str) -> IO[bytes]:
-    """Open a local path or URL for reading, uncompressed.
-
-    Raises:
-        UserError: the file is missing.
-    """
-    try:
-        return cast(IO[bytes], fsspec.open(path, "rb", compression="infer").open())
-    except FileNotFoundError as error:
-        raise UserError(f"file not found: '{path}'") from error
-    except IsADirectoryError as error:
-        raise UserError(f"'{path}' is a directory: name the files in it") from error
-
-
-def text_size(path: str) -> int:
-    """Uncompressed bytes of `path`; a gzipped file is read through once to count them.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    _suffix(path)
-    with open_bytes(path) as stream:
-        if not path.endswith(".gz"):
-            return stream.seek(0, 2)
-        try:
-            return sum(len(block) for block in iter(lambda: stream.read(1 << 22), b""))
-        except DAMAGED as error:
-            raise UserError(f"'{path}' is damaged, get it again: {error}") from error
-
-
-def split_units(path: str, size: int, unit_bytes: int) -> list[Unit]:
-    """Cut a file of `size` uncompressed bytes into units of about `unit_bytes`."""
-    starts = list(range(0, max(size, 1), unit_bytes))
-    return [Unit(path, a, min(a + unit_bytes, size)) for a in starts]
-
-
-def read_unit(unit: Unit, column: str, bad: BadDocuments) -> Iterator[str]:
-    """Yield the documents that start inside `unit`; unreadable ones are added to `bad`.
-
-    Raises:
-        UserError: the file is missing, or the first record has no such column.
-    """
-    reader = _read_jsonl if _suffix(unit.path) == ".jsonl" else _read_txt
-    with open_bytes(unit.path) as stream:
-        yield from reader(stream, unit, column, bad)
-
-
-def _read_jsonl(stream: IO[bytes], unit: Unit, column: str, bad: BadDocuments) -> Iterator[str]:
-    at = _seek_line(stream, unit.start)
-    while at < unit.end:
-        line = stream.readline()
-        if not line:
-            return
+def _read_jsonl(
+    stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments
+) -> Iterator[str]:
+    at = seek_line(stream, unit.start)
+    if at >= unit.end:
+        return
+    for line, length in bounded_lines(stream):
         place = f"{unit.path} at byte {at}"
-        text = _json_text(line, column, place, bad, first=at == 0)
-        at += len(line)
+        if length > len(line):
+            bad.add(TOO_LONG, place, f"a line of {length / 1e6:.0f} MB")
+            text = None
+        else:
+            text = _json_text(line, reading, place, bad, first=at == 0)
+        at += length
         if text is not None:
             yield text
+        if at >= unit.end:
+            return
 
 
-def _seek_line(stream: IO[bytes], start: int) -> int:
-    """Move to the first line that starts at or after byte `start`."""
-    if start == 0:
-        return 0
-    stream.seek(start - 1)
-    return start - 1 + len(stream.readline())
-
-
-def _json_text(line: bytes, column: str, place: str, bad: BadDocuments, first: bool) -> str | None:
-    if not line.strip():
+def _json_text(
+    raw: bytes, reading: Reading, place: str, bad: BadDocuments, first: bool
+) -> str | None:
+    if not raw.strip():
+        return None
+    line = decode(raw, reading.encoding, place, bad)
+    if line is None:
         return None
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        bad.add(place, f"not a JSON line ({error})")
+        bad.add(BROKEN_JSON, place, f"not a JSON line ({error})")
         return None
     if not isinstance(record, dict):
-        bad.add(place, "not a JSON object")
-    elif not isinstance(record.get(column), str):
+        bad.add(BROKEN_JSON, place, "not a JSON object")
+    elif not isinstance(record.get(reading.column), str):
         if first:
-            raise UserError(
-                f"{place}: no text column '{column}'; its columns are {sorted(record)}: "
-                "name one with --data.column (or --column)"
-            )
-        bad.add(place, f"no text column '{column}'")
+            raise no_column(place, reading.column, sorted(record))
+        bad.add(NO_TEXT, place, f"no text column '{reading.column}'")
     else:
-        text: str = record[column]
-        if not text.strip():
-            return None
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            bad.add(place, "half of a surrogate pair (not valid Unicode)")
-            return None
-        return text
+        return fit_text(record[reading.column], place, bad)
     return None
 
 
-def _read_txt(stream: IO[bytes], unit: Unit, column: str, bad: BadDocuments) -> Iterator[str]:
-    at = _seek_line(stream, unit.start)
+def _read_txt(stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments) -> Iterator[str]:
+    at = seek_line(stream, unit.start)
     inside = at > 0 and not _after_blank_line(stream, at)
     lines: list[bytes] = []
-    began = at
-    while line := stream.readline():
-        if not lines and at >= unit.end:
+    began, size = at, 0  # of the document being read; size 0 between documents
+    for line, length in bounded_lines(stream):
+        if not size and at >= unit.end:
             return
-        if not line.strip():
-            if lines:
-                yield from _decode(lines, f"{unit.path} at byte {began}", bad)
-                lines = []
-            inside = False
+        if length == len(line) and not line.strip():
+            if size:
+                yield from _join(lines, size, f"{unit.path} at byte {began}", reading, bad)
+            lines, size, inside = [], 0, False
         elif not inside:
-            began = began if lines else at
+            began = began if size else at
+            size += length
             lines.append(line)
-        at += len(line)
-    if lines:
-        yield from _decode(lines, f"{unit.path} at byte {began}", bad)
+            if size > MAX_LINE:
+                lines = []
+        at += length
+    if size:
+        yield from _join(lines, size, f"{unit.path} at byte {began}", reading, bad)
 
 
 def _after_blank_line(stream: IO[bytes], at: int) -> bool:
@@ -191,11 +279,13 @@ def _after_blank_line(stream: IO[bytes], at: int) -> bool:
     return True
 
 
-def _decode(lines: list[bytes], place: str, bad: BadDocuments) -> Iterator[str]:
-    try:
-        text = b"".join(lines).decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        bad.add(place, f"not UTF-8 ({error.reason})")
-    else:
-        if text.strip():  # a byte order mark or an ideographic space alone is no document
-            yield text
+def _join(
+    lines: list[bytes], size: int, place: str, reading: Reading, bad: BadDocuments
+) -> Iterator[str]:
+    if size > MAX_LINE:
+        bad.add(TOO_LONG, place, f"a document of {size / 1e6:.0f} MB (blank lines divide)")
+        return
+    text = decode(b"".join(lines), reading.encoding, place, bad)
+    text = None if text is None else fit_text(text.rstrip("\r\n"), place, bad)
+    if text is not None:
+        yield text

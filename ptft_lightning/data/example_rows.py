@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ptft_lightning.data.batch import Batch, build_batch
@@ -21,6 +22,10 @@ from ptft_lightning.data.tokenizer import Tokenizer
 class TaskEncoder(Protocol):
     """The numpy half of a task."""
 
+    def labels_of(self, example: Example) -> list[str]:
+        """The labels of an example that must stand in the schema."""
+        ...
+
     def schema(self, examples: list[Example]) -> list[str]:
         """The label names found in training examples."""
         ...
@@ -31,7 +36,11 @@ class TaskEncoder(Protocol):
         """Examples -> token ids and targets."""
         ...
 
-    def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
+    def weigh(self, examples: list[Encoded], labels: list[str]) -> None:
+        """Add what training examples count in the loss to their targets."""
+        ...
+
+    def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, npt.NDArray[Any]]:
         """Targets of a micro-batch."""
         ...
 

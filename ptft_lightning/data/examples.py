@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ptft_lightning.data.documents import DAMAGED, open_bytes
+from ptft_lightning.data.streams import COMPRESSED, Damaged, bare_name, open_bytes
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
@@ -25,19 +25,22 @@ class Columns:
     pair: str | None = None
     """The second sentence of a pair."""
     label: str = "label"
-    """The label; not needed for prediction."""
+    """The label, or labels, or number; not needed for prediction."""
+    separator: str | None = None
+    """Cuts the text of the label column into several labels; a JSON list needs none."""
     names: list[str] | None = None
     """Names of the columns of a csv or tsv file that has no header line."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One text or pair of texts, with its label if it has one, and where it stood."""
+    """One text or pair of texts, with its label or list of labels if any, and where it stood."""
 
     text: str
     pair: str | None
     label: str | None
     place: str
+    labels: list[str] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -54,12 +57,14 @@ class Encoded:
 
     tokens: list[int]
     segments: list[int]
-    truncated: bool = False
+    cut: int = 0
+    """Tokens that were too many."""
     targets: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    place: str = ""
 
 
 def read_examples(path: str, columns: Columns, labelled: bool) -> list[Example]:
-    """Read every example of a .jsonl, .csv or .tsv file (also .gz).
+    """Read every example of a .jsonl, .csv or .tsv file (also .gz or .zst).
 
     Raises:
         UserError: missing or empty file, broken line, or missing column, with its place.
@@ -83,16 +88,20 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
                 "data.columns.text, .pair or .label (and .names for a file without a header)"
             )
     label = record[columns.label] if columns.label in needed else None
+    if columns.separator is not None and isinstance(label, str):
+        label = [part.strip() for part in label.split(columns.separator) if part.strip()]
+    labels = [str(name) for name in label] if isinstance(label, list) else None
     return Example(
         text=str(record[columns.text]),
         pair=str(record[columns.pair]) if columns.pair else None,
-        label=None if label is None else str(label),
+        label=None if label is None or labels is not None else str(label),
         place=place,
+        labels=labels,
     )
 
 
 def _records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
-    bare = path.removesuffix(".gz")
+    bare = bare_name(path)
     with open_bytes(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
@@ -101,10 +110,13 @@ def _records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]
             elif bare.endswith((".csv", ".tsv")):
                 yield from _separated(path, text, columns, tabs=bare.endswith(".tsv"))
             else:
-                raise UserError(f"cannot read '{path}': expected .jsonl, .csv or .tsv (or .gz)")
+                raise UserError(
+                    f"cannot read '{path}': expected .jsonl, .csv or .tsv, also with "
+                    f"{' or '.join(COMPRESSED)}"
+                )
         except UnicodeDecodeError as error:
             raise UserError(f"'{path}' is not UTF-8: {error}") from error
-        except DAMAGED as error:
+        except Damaged as error:
             raise UserError(f"'{path}' is damaged, get it again: {error}") from error
 
 
@@ -152,13 +164,13 @@ def frame_example(examples: list[Example], tokenizer: Tokenizer, max_length: int
     firsts = tokenizer.encode([e.text for e in examples])
     seconds = tokenizer.encode([e.pair or "" for e in examples])
     return [
-        _frame(first, second if example.pair is not None else None, tokenizer, max_length)
-        for example, first, second in zip(examples, firsts, seconds, strict=True)
+        _frame(first, second if e.pair is not None else None, tokenizer, max_length, e.place)
+        for e, first, second in zip(examples, firsts, seconds, strict=True)
     ]
 
 
 def _frame(
-    first: list[int], second: list[int] | None, tokenizer: Tokenizer, max_length: int
+    first: list[int], second: list[int] | None, tokenizer: Tokenizer, max_length: int, place: str
 ) -> Encoded:
     end = [] if tokenizer.end is None else [tokenizer.end]
     begin = [] if tokenizer.begin is None else [tokenizer.begin]
@@ -170,4 +182,5 @@ def _frame(
         keep = min(len(first), max(room - len(second), room // 2))
         left, right = begin + first[:keep] + end, second[: room - keep] + end
     left = left or [tokenizer.pad] * (not right)  # an example has a token to be read from
-    return Encoded(left + right, [0] * len(left) + [1] * len(right), total > room)
+    segments = [0] * len(left) + [1] * len(right)
+    return Encoded(left + right, segments, cut=max(0, total - room), place=place)

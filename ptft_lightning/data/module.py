@@ -7,6 +7,7 @@ from bisect import bisect_left
 from typing import Any, cast
 
 import lightning as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from ptft_lightning.data.batch import Batch
@@ -199,6 +200,7 @@ class PhaseData(L.LightningDataModule):
         self._count_epochs()
 
 
+@rank_zero_only
 def say(message: str) -> None:
-    """One line for the person who watches, beside whatever goes to standard output."""
+    """One line for the person who watches, beside whatever goes to standard output; rank 0's."""
     print(message, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ begins or ends there; `documents` keeps documents whole (longer ones are cut), p
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,13 @@ def block_rows(tokens: int, length: int) -> int:
     return -(-tokens // length)
 
 
-def read_block(tokens: Ids, ends: Ids, row: int, length: int, out: Ids, documents: Ids) -> None:
+class Stream(Protocol):
+    """What there is for each token of a shard, read by slices."""
+
+    def __getitem__(self, at: slice, /) -> Ids: ...
+
+
+def read_block(tokens: Stream, ends: Ids, row: int, length: int, out: Ids, documents: Ids) -> None:
     """Fill `out` and `documents` (T + 1,) with row `row` and the token after it."""
     start = row * length
     piece = tokens[start : start + length + 1]
@@ -83,7 +89,7 @@ def read_block(tokens: Ids, ends: Ids, row: int, length: int, out: Ids, document
     documents[: len(piece)] = np.repeat(np.arange(1, len(cuts)), np.diff(cuts))
 
 
-def read_pieces(tokens: Ids, pieces: Pieces, row: int, out: Ids, documents: Ids) -> None:
+def read_pieces(tokens: Stream, pieces: Pieces, row: int, out: Ids, documents: Ids) -> None:
     """Fill `out` and `documents` (T + 1,) with the whole documents of row `row`."""
     at = 0
     first, last = int(pieces.first[row]), int(pieces.first[row + 1])

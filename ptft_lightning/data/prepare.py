@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ptft_lightning.data.documents import BadDocuments, Unit, read_unit, split_units, text_size
+from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
+from ptft_lightning.data.decoding import Encoding
+from ptft_lightning.data.documents import (
+    DocumentReader,
+    Reading,
+    Unit,
+    check_file,
+    split_units,
+    text_size,
+)
 from ptft_lightning.data.sample_order import keyed_permutation
+from ptft_lightning.data.sources import expand_sources
 from ptft_lightning.data.token_store import (
     FORMAT,
     SPLITS,
+    Flags,
     Ids,
     Manifest,
     Shard,
@@ -35,6 +46,7 @@ from ptft_lightning.progress import ByteProgress
 
 UNIT_BYTES = 32 * 2**20
 BATCH_DOCUMENTS = 512  # documents encoded at once: enough for every core
+SHOWN = 3  # files that are listed in a message
 
 
 @dataclass(frozen=True)
@@ -48,22 +60,44 @@ class Plan:
     seed: int
     unit_bytes: int
     sizes: list[int]
+    encoding: Encoding = "utf-8"
+    segmenter: str | None = None
+    """What finds the words whose starts are noted; None where none are."""
+
+    @property
+    def reading(self) -> Reading:
+        """How documents are found in the files."""
+        return Reading(self.column, self.encoding)
 
 
 def list_units(plan: Plan) -> list[Unit]:
     """All units of the plan in their seeded order: unit i becomes shard i."""
     sized = zip(plan.files, plan.sizes, strict=True)
-    units = [u for path, size in sized for u in split_units(path, size, plan.unit_bytes)]
+    cut = (split_units(path, size, plan.unit_bytes, plan.column) for path, size in sized)
+    units = [unit for parts in cut for unit in parts]
     order = keyed_permutation(np.arange(len(units)), len(units), (plan.seed,))
     return [units[i] for i in order]
 
 
-def documents_in_order(files: list[str], column: str, seed: int) -> Iterator[str]:
-    """Every document of the files, in the seeded order of their units (for tokenizers)."""
-    plan = Plan(files, column, "", 0.0, seed, UNIT_BYTES, [text_size(f) for f in files])
-    bad = BadDocuments()
-    for unit in list_units(plan):
-        yield from read_unit(unit, column, bad)
+def sample_documents(
+    files: list[str], reading: Reading, limit: int, bad: BadDocuments
+) -> Iterator[str]:
+    """Documents of `limit` bytes in all, as evenly from all units as their sizes allow, in the
+    order of the files (for tokenizers); every document where there is no more text."""
+    sizes = [text_size(file, reading.column) for file in files]
+    share = min(1.0, limit / max(1, sum(sizes)))
+    for file in files:
+        check_file(file, reading)
+    cut = (split_units(f, n, UNIT_BYTES, reading.column) for f, n in zip(files, sizes, strict=True))
+    passed = taken = 0
+    with DocumentReader(reading) as reader:
+        for unit in (unit for units in cut for unit in units):
+            passed += unit.end - unit.start
+            for document in reader.read(unit, bad):
+                if share < 1 and taken >= share * passed:
+                    break
+                taken += len(document.encode())
+                yield document
 
 
 def check_share(validation_share: float) -> None:
@@ -86,41 +120,73 @@ def prepare_store(
     validation_share: float = 0.01,
     seed: int = 0,
     unit_bytes: int = UNIT_BYTES,
+    encoding: Encoding = "utf-8",
+    on_bad_document: OnBadDocument = "skip",
+    max_bad_share: float = MAX_BAD_SHARE,
+    word_starts: bool = False,
 ) -> Manifest:
     """Tokenize `files` into a token store at `directory`; continue where a killed call stopped.
 
+    `files` may also be globs, folders, URLs and hub data sets.
+
     Raises:
-        UserError: a missing or empty file, or a directory begun with other settings.
+        UserError: a missing file, an empty corpus, too many unreadable documents, or a directory
+            begun with other settings.
     """
     if not files:
         raise UserError("no files to prepare: name them with --data.files (or --files)")
     if unit_bytes < 1:
         raise UserError(f"--unit_bytes is {unit_bytes}: give 1 or more")
     check_share(validation_share)
+    if not 0 <= max_bad_share <= 1:
+        raise UserError(f"max_bad_share is {max_bad_share}: give a share from 0 to 1")
+    files = expand_sources(files)
     plan = Plan(
-        files=list(files),
+        files=files,
         column=column,
         tokenizer=tokenizer.fingerprint,
         held_out=validation_share,
         seed=seed,
         unit_bytes=unit_bytes,
-        sizes=[text_size(file) for file in files],
+        sizes=[text_size(file, column) for file in files],
+        encoding=encoding,
+        segmenter=_segmenter() if word_starts else None,
     )
     for file in files:  # a wrong column is said before the directory belongs to this plan
-        next(read_unit(Unit(file, 0, 1), column, BadDocuments()), None)
+        check_file(file, plan.reading)
     target = Path(directory)
     _claim(target, plan)
     if (target / "manifest.json").is_file():
-        return read_manifest(target)
+        manifest = read_manifest(target)
+        check_bad_share(manifest, on_bad_document, max_bad_share)
+        return manifest
     units = list_units(plan)
     done = 0
-    with ByteProgress("prepare", sum(plan.sizes)) as progress:
-        for number, unit in enumerate(units):
+    with ByteProgress("prepare", sum(plan.sizes)) as progress, DocumentReader(plan.reading) as docs:
+        # Made in the order of the files, so that a compressed one is read through once.
+        for number, unit in sorted(enumerate(units), key=lambda u: (u[1].path, u[1].start)):
             if not _receipt(target, number).is_file():
-                _make_shard(target, number, unit, plan, tokenizer, progress)
+                bad = BadDocuments(on_bad=on_bad_document)
+                _make_shard(target, number, docs.read(unit, bad), bad, plan, tokenizer, progress)
             done += unit.end - unit.start
             progress.advance_to(done)
-    return _finish(target, plan, tokenizer, len(units))
+    manifest = _collect(target, plan, tokenizer, len(units))
+    check_bad_share(manifest, on_bad_document, max_bad_share)
+    write_manifest(target, manifest)
+    return manifest
+
+
+def check_bad_share(manifest: Manifest, on_bad: OnBadDocument, limit: float) -> None:
+    """Refuse a store of which too much could not be read; see `BadDocuments.check_share`."""
+    bad = BadDocuments(manifest.bad_kinds, manifest.bad_places, on_bad)
+    shards = (*manifest.train, *manifest.validation)
+    bad.check_share(sum(shard.documents for shard in shards), limit)
+
+
+def _segmenter() -> str:
+    from ptft_lightning.data.word_starts import segmenter
+
+    return segmenter()
 
 
 def _claim(target: Path, plan: Plan) -> None:
@@ -132,13 +198,22 @@ def _claim(target: Path, plan: Plan) -> None:
         write_atomically(note, content.encode())
         return
     begun: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-    changed = [k for k, v in json.loads(content).items() if begun.get(k) != v]
+    changed = [k for k, v in asdict(plan).items() if begun.get(k) != v]
     if changed:
-        was = ", ".join(f"{k} {begun.get(k)!r} -> {getattr(plan, k)!r}" for k in changed)
+        was = ", ".join(shown_change(k, begun.get(k), getattr(plan, k)) for k in changed)
         raise UserError(
             f"token store '{target}' was begun with other settings ({was}): "
             "use another directory, or remove this one"
         )
+
+
+def shown_change(name: str, old: Any, new: Any) -> str:
+    """What changed, of long lists their number and what is on one side only."""
+    if isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > SHOWN:
+        other = [x for x in (*old, *new) if (x in old) != (x in new)]
+        differs = f", such as {other[0]!r}" if other else ""
+        return f"{name} {len(old)} entries -> {len(new)} entries{differs}"
+    return f"{name} {old!r} -> {new!r}"
 
 
 def _receipt(target: Path, number: int) -> Path:
@@ -148,24 +223,37 @@ def _receipt(target: Path, number: int) -> Path:
 def _make_shard(
     target: Path,
     number: int,
-    unit: Unit,
+    documents: Iterator[str],
+    bad: BadDocuments,
     plan: Plan,
     tokenizer: Tokenizer,
     progress: ByteProgress,
 ) -> None:
-    bad = BadDocuments()
+    encode = _encoder(tokenizer, plan)
     parts = {split: _Part(tokenizer) for split in SPLITS}
-    for batch in _batches(read_unit(unit, plan.column, bad)):
-        for document, ids in zip(batch, tokenizer.encode(batch), strict=True):
+    for batch in _batches(documents):
+        for document, (ids, starts) in zip(batch, encode(batch), strict=True):
             split = "validation" if held_out(document, plan.held_out) else "train"
-            parts[split].add(tokenizer.frame(ids), len(document.encode()))
+            parts[split].add(tokenizer.frame(ids), len(document.encode()), starts)
         progress.advance(sum(len(d.encode()) for d in batch))
-    shards = {split: part.write(target, f"{split}-{number:05d}") for split, part in parts.items()}
+    with_words = plan.segmenter is not None
+    shards = {s: part.write(target, f"{s}-{number:05d}", with_words) for s, part in parts.items()}
     receipt = {
-        "bad": asdict(bad),
+        "bad": {"kinds": bad.kinds, "places": bad.places},
         "shards": {split: asdict(shard) for split, shard in shards.items()},
     }
     write_atomically(_receipt(target, number), json.dumps(receipt).encode())
+
+
+def _encoder(
+    tokenizer: Tokenizer, plan: Plan
+) -> Callable[[list[str]], list[tuple[list[int], Flags | None]]]:
+    """Texts to ids and, where the plan asks for them, flags of the framed document's words."""
+    if plan.segmenter is None:
+        return lambda texts: [(ids, None) for ids in tokenizer.encode(texts)]
+    from ptft_lightning.data.word_starts import encode_words
+
+    return lambda texts: [*encode_words(tokenizer, texts)]
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
@@ -186,37 +274,42 @@ class _Part:
         self.dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
         self.pieces: list[np.ndarray[Any, Any]] = []
         self.lengths: list[int] = []
+        self.words: list[Flags] = []  # none, or one for each document
         self.text_bytes = 0
 
-    def add(self, ids: list[int], text_bytes: int) -> None:
+    def add(self, ids: list[int], text_bytes: int, starts: Flags | None) -> None:
         self.pieces.append(np.array(ids, self.dtype))
         self.lengths.append(len(ids))
         self.text_bytes += text_bytes
+        if starts is not None:
+            self.words.append(starts)
 
-    def write(self, target: Path, name: str) -> Shard:
+    def write(self, target: Path, name: str, with_words: bool) -> Shard:
         tokens: Ids = np.concatenate([np.zeros(0, self.dtype), *self.pieces])
         ends = np.cumsum(np.array(self.lengths, np.int64), dtype=np.int64)
-        return write_shard(target, name, tokens, ends, self.text_bytes)
+        words = np.concatenate([np.zeros(0, np.bool_), *self.words]) if with_words else None
+        return write_shard(target, name, tokens, ends, self.text_bytes, words)
 
 
-def _finish(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:
-    receipts = [json.loads(_receipt(target, n).read_text()) for n in range(units)]
+def _collect(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:
+    """The manifest that the receipts add up to."""
+    receipts = [json.loads(_receipt(target, n).read_text(encoding="utf-8")) for n in range(units)]
     shards = {s: [Shard(**r["shards"][s]) for r in receipts] for s in SPLITS}
+    bad = BadDocuments()
+    for receipt in receipts:
+        bad.merge(**receipt["bad"])
     if not any(shard.documents for split in SPLITS for shard in shards[split]):
-        raise UserError(
-            f"empty corpus: no document in {', '.join(plan.files)} "
-            f"({sum(r['bad']['count'] for r in receipts)} could not be read)"
-        )
-    manifest = Manifest(
+        files = ", ".join(plan.files[:SHOWN]) + (" ..." if len(plan.files) > SHOWN else "")
+        raise UserError(f"empty corpus: no document in {files}; {bad.summary()}")
+    return Manifest(
         format=FORMAT,
         tokenizer=tokenizer.fingerprint,
         dtype="uint16" if tokenizer.size <= 2**16 else "uint32",
         round_trips=tokenizer.round_trips,
         plan=asdict(plan),
-        bad_documents=sum(r["bad"]["count"] for r in receipts),
-        bad_places=[p for r in receipts for p in r["bad"]["places"]][:10],
+        bad_documents=bad.count,
+        bad_places=bad.places,
         train=shards["train"],
         validation=shards["validation"],
+        bad_kinds=bad.kinds,
     )
-    write_manifest(target, manifest)
-    return manifest

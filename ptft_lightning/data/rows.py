@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ptft_lightning.data.packing import (
     Ids,
     Layout,
     Pieces,
+    Stream,
     block_rows,
     pack_documents,
     read_block,
@@ -43,18 +46,28 @@ class Rows:
     def __len__(self) -> int:
         return self.order.rows
 
+    def read_words(self, numbers: Numbers) -> Ids:
+        """For each token that `read` gives, 1 where it begins a word; (B, T + 1)."""
+        return self._read(numbers, self.store.words, 1)[0]
+
     def read(self, numbers: Numbers) -> tuple[Ids, Ids]:
         """Tokens and documents of each sample, both (B, T + 1); all padding where a number is -1.
 
         The extra column is the token that follows the row, for causal targets; its document
         number tells whether it belongs to the row's last document.
         """
-        tokens = np.full((len(numbers), self.length + 1), self.pad, np.int64)
+        return self._read(numbers, self.store.tokens, self.pad)
+
+    def _read(
+        self, numbers: Numbers, stream: Callable[[int], Stream], fill: int
+    ) -> tuple[Ids, Ids]:
+        """Rows of whatever there is for each token of a shard."""
+        tokens = np.full((len(numbers), self.length + 1), fill, np.int64)
         documents = np.zeros((len(numbers), self.length + 1), np.int64)
         real = np.flatnonzero(numbers >= 0)
         shards, rows = self.order.place(numbers[real])
         for at, shard, row in zip(real.tolist(), shards.tolist(), rows.tolist(), strict=True):
-            ids = self.store.tokens(shard)
+            ids = stream(shard)
             if self.pieces is None:
                 ends = self.store.ends(shard)
                 read_block(ids, ends, row, self.length, tokens[at], documents[at])

@@ -11,7 +11,9 @@ import numpy as np
 
 from ptft_lightning.data.example_rows import ExampleDataset, TaskEncoder
 from ptft_lightning.data.examples import Columns, Example, read_examples
-from ptft_lightning.data.module import BatchLoader, PhaseData, say
+from ptft_lightning.data.findings import UnknownLabels, known_only, report_cut, report_empty
+from ptft_lightning.data.label_names import name_labels, read_label_names
+from ptft_lightning.data.module import BatchLoader, PhaseData
 from ptft_lightning.data.prepare import check_share, held_out
 from ptft_lightning.data.sample_order import Numbers, Segments
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -28,6 +30,10 @@ class TaskDataModule(PhaseData):
         predict: File to predict; needs no labels.
         text: Texts to predict instead of a file.
         columns: Which columns hold text, pair and label.
+        label_names: Names of labels that are ids: a mapping, or a file whose line n (from 0) names
+            the id n.
+        unknown_labels: What to do with validation and test examples whose label the training file
+            does not have: stop, or leave them out and count them in the metrics.
         tokenizer: A tokenizer.json or its directory; with init_from the bundle's own is used.
         max_length: Tokens of an example, the rest is cut off; also the length of a row.
         global_batch_size: Examples per optimizer step, over all ranks.
@@ -46,6 +52,8 @@ class TaskDataModule(PhaseData):
         predict: str | None = None,
         text: list[str] | None = None,
         columns: Columns = Columns(),
+        label_names: str | dict[str, str] | None = None,
+        unknown_labels: UnknownLabels = "stop",
         tokenizer: str | None = None,
         max_length: int = 128,
         global_batch_size: int = 32,
@@ -59,11 +67,14 @@ class TaskDataModule(PhaseData):
         check_share(validation_share)
         self.files = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.text, self.columns = text, columns
+        self.label_names, self.unknown_labels = label_names, unknown_labels
         self.tokenizer_path, self.max_length = tokenizer, max_length
         self.validation_share = validation_share
         self.labels: list[str] = []
         self.datasets: dict[str, ExampleDataset] = {}
+        self.examples: dict[str, list[Example]] = {}  # of the splits that are not shuffled
         self.texts: list[str] = []
+        self.skipped: dict[str, int] = {}
         if max_length < 4:
             raise UserError(f"data.max_length is {max_length}: an example needs at least 4 tokens")
 
@@ -105,11 +116,12 @@ class TaskDataModule(PhaseData):
         elif stage == "validate" and self.files["validation"] is None:
             self._setup_fit()
         else:
-            split = "validation" if stage == "validate" else stage
+            split = "validation" if stage == "validate" else "test"
             self.datasets[split] = self._dataset(split, self._read(split), shuffle=False)
 
     def _setup_fit(self) -> None:
         train = self._read("train")
+        self.labels = self.labels or self.task.schema(train)
         if self.files["validation"] is not None:
             validation = self._read("validation")
         else:
@@ -121,8 +133,8 @@ class TaskDataModule(PhaseData):
                     f"data.validation_share {share} leaves no example of '{self.files['train']}' "
                     "to train on: name a data.validation file"
                 )
-        self.labels = self.labels or self.task.schema(train)
         self.datasets["train"] = self._dataset("train", train, shuffle=True)
+        self.task.weigh(self.datasets["train"].examples, self.labels)
         if validation:
             self.datasets["validation"] = self._dataset("validation", validation, shuffle=False)
         self.segments = Segments(self.segments.table, period=len(train))
@@ -141,12 +153,19 @@ class TaskDataModule(PhaseData):
         path = self.files[split]
         if path is None:
             raise UserError(f"data.{split} is missing: name the file")
-        return read_examples(path, self.columns, labelled)
+        examples = read_examples(path, self.columns, labelled)
+        if self.label_names is None:
+            return examples
+        return name_labels(examples, read_label_names(self.label_names))
 
     def _dataset(self, split: str, examples: list[Example], shuffle: bool) -> ExampleDataset:
-        encoded = self.task.encode(examples, self.labels, self.tokenizer, self.max_length)
-        if cut := sum(e.truncated for e in encoded):
-            say(f"{split}: {cut} of {len(encoded)} examples cut to {self.max_length} tokens")
+        report_empty(split, examples)
+        known = known_only(split, examples, self.labels, self.task.labels_of, self.unknown_labels)
+        self.skipped[split] = len(examples) - len(known)
+        encoded = self.task.encode(known, self.labels, self.tokenizer, self.max_length)
+        report_cut(split, encoded, self.max_length)
+        if not shuffle:
+            self.examples[split] = known
         audit = self.audit is not None and split == "train"
         return ExampleDataset(
             encoded, self.task, self.max_length, self.tokenizer, self.seed, shuffle, audit

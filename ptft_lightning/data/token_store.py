@@ -1,9 +1,11 @@
 """The prepared corpus on disk: what it looks like, reading and writing it; knows no text.
 
 A directory with `manifest.json` and, per shard, plain `.npy` files anyone can open with numpy:
-`train-00000.tokens.npy` (uint16, or uint32 when the vocabulary needs it) and
-`train-00000.ends.npy` (int64, where each document ends). Shards are written to a temporary name,
-synced and renamed, so a name that exists is a whole file.
+`train-00000.tokens.npy` (uint16, or uint32 when the vocabulary needs it),
+`train-00000.ends.npy` (int64, where each document ends) and, where asked for,
+`train-00000.words.npy` (for each token a bit, as numpy.packbits packs them, whether it begins a
+word). Shards are written to a temporary name, synced and renamed, so a name that exists is a whole
+file.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import io
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ptft_lightning.errors import UserError
 FORMAT = 1
 SPLITS = ("train", "validation")
 Ids = npt.NDArray[np.integer[Any]]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,19 @@ class Manifest:
     bad_places: list[str]
     train: list[Shard]
     validation: list[Shard]
+    bad_kinds: dict[str, int] = field(default_factory=dict)
+    """How many of the bad documents are of which kind."""
+
+    @property
+    def segmenter(self) -> str | None:
+        """What found the words whose starts are noted; None where none are."""
+        found: str | None = self.plan.get("segmenter")
+        return found
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The kinds of files of each shard."""
+        return ("tokens", "ends") if self.segmenter is None else ("tokens", "ends", "words")
 
     @property
     def fingerprint(self) -> str:
@@ -87,10 +103,20 @@ def _npy_bytes(array: Ids) -> bytes:
     return stream.getvalue()
 
 
-def write_shard(directory: Path, name: str, tokens: Ids, ends: Ids, text_bytes: int) -> Shard:
+def write_shard(
+    directory: Path,
+    name: str,
+    tokens: Ids,
+    ends: Ids,
+    text_bytes: int,
+    words: Flags | None = None,
+) -> Shard:
     """Write one shard's files and return its entry in the manifest."""
     digest = hashlib.sha256()
-    for kind, array in (("tokens", tokens), ("ends", ends)):
+    arrays = {"tokens": tokens, "ends": ends}
+    if words is not None:
+        arrays["words"] = np.packbits(words)
+    for kind, array in arrays.items():
         content = _npy_bytes(array)
         digest.update(content)
         write_atomically(directory / f"{name}.{kind}.npy", content)
@@ -132,6 +158,18 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     write_atomically(directory / "manifest.json", text.encode())
 
 
+class PackedBits:
+    """Slices of memory-mapped bits, as arrays of 0 and 1."""
+
+    def __init__(self, packed: Ids) -> None:
+        self.packed = packed
+
+    def __getitem__(self, at: slice) -> Ids:
+        first = at.start // 8
+        bits = np.unpackbits(np.asarray(self.packed[first : -(-at.stop // 8)], np.uint8))
+        return bits[at.start - 8 * first : at.stop - 8 * first]
+
+
 class TokenStore:
     """One split of a prepared corpus, memory-mapped.
 
@@ -159,6 +197,10 @@ class TokenStore:
         """For each document of a shard, the index after its last token."""
         return self._open[shard][1]
 
+    def words(self, shard: int) -> PackedBits:
+        """For each token of a shard, whether it begins a word; only where the store has them."""
+        return PackedBits(self._open[shard][2])
+
     @property
     def total_tokens(self) -> int:
         """Tokens in the split, control tokens included."""
@@ -171,12 +213,13 @@ class TokenStore:
         return predicted / max(1, sum(shard.text_bytes for shard in self.shards))
 
     @cached_property
-    def _open(self) -> list[tuple[Ids, Ids]]:
+    def _open(self) -> list[list[Ids]]:
         return [self._map(shard) for shard in self.shards]
 
-    def _map(self, shard: Shard) -> tuple[Ids, Ids]:
+    def _map(self, shard: Shard) -> list[Ids]:
         arrays = []
-        for kind, length in (("tokens", shard.tokens), ("ends", shard.documents)):
+        lengths = (shard.tokens, shard.documents, -(-shard.tokens // 8))
+        for kind, length in zip(self.manifest.arrays, lengths, strict=False):
             file = self.directory / f"{shard.name}.{kind}.npy"
             try:
                 array = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -188,7 +231,7 @@ class TokenStore:
                     f"{length}: the file was changed; prepare the store again"
                 )
             arrays.append(array)
-        return arrays[0], arrays[1]
+        return arrays
 
     def verify(self) -> None:
         """Read every shard and compare its checksum.
@@ -199,7 +242,7 @@ class TokenStore:
         for shard in self.shards:
             self._map(shard)
             digest = hashlib.sha256()
-            for kind in ("tokens", "ends"):
+            for kind in self.manifest.arrays:
                 digest.update((self.directory / f"{shard.name}.{kind}.npy").read_bytes())
             if digest.hexdigest()[:16] != shard.checksum:
                 raise UserError(

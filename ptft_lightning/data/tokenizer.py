@@ -1,8 +1,12 @@
-"""Text to token ids and back: train, load, encode; knows no file formats and no models.
+"""Text to token ids and back: load, encode, decode; knows no models and not how to learn one.
 
 A thin skin over `tokenizers`. Any `tokenizer.json` is accepted: the parts its special tokens play
 (padding, mask, begin, end) are found by their usual names. Text never becomes a control token: a
 literal `[MASK]` in a document is encoded as ordinary text.
+
+What `tokenizers` has no place for stands in the same text under the key `ptft_lightning`: `parts`,
+the names of special tokens where they are not the usual ones, and `first`, the steps of
+normalisation that come before everything else. So whatever carries the text carries them.
 """
 
 from __future__ import annotations
@@ -10,20 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Encoding
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from ptft_lightning.errors import UserError
 
-Kind = Literal["bpe", "wordpiece"]
-
+OWN = "ptft_lightning"
 # The usual names of each part, the most specific first.
 PARTS: dict[str, tuple[str, ...]] = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>", "<|endoftext|>"),
@@ -31,9 +33,21 @@ PARTS: dict[str, tuple[str, ...]] = {
     "begin": ("[CLS]", "<s>", "<|begin_of_text|>", "<|bos|>"),
     "end": ("[SEP]", "</s>", "<|end_of_text|>", "<|endoftext|>", "<|eos|>"),
 }
-OWN_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# White space, case, accents, other scripts and emoji: what a lossy tokenizer would change.
-PROBE = "Two  spaces,\ta tab\nand a line. Été, ŝ, 模型, модель, 🙂"
+# White space, case, accents, wide forms, other scripts and emoji: what a lossy tokenizer changes.
+PROBE = "Two  spaces,\ta tab\nand a line. Été, ŝ, Ａ, 漢字, 模型, модель, 🙂"
+Index = npt.NDArray[np.int64]
+
+
+class Traced(NamedTuple):
+    """One text's tokens and where each comes from."""
+
+    text: str
+    """As the model got it: after the first steps of normalisation."""
+    ids: list[int]
+    spans: Index
+    """(n, 2): the first character in `text` and the one after the last."""
+    words: Index
+    """(n,): which word of the pre-tokenizer a token belongs to, ascending."""
 
 
 class Tokenizer:
@@ -48,13 +62,16 @@ class Tokenizer:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.raw = _load(text)
-        parts = {part: self._find(names) for part, names in PARTS.items()}
+        content, own = _content(text)
+        self.fingerprint = _fingerprint(content, own)
+        self.first: list[str] = own.get("first", [])
+        named = {part: (name,) if name else () for part, name in own.get("parts", {}).items()}
+        self.raw = _load(json.dumps(content) if own else text, PARTS | named)
+        parts = {part: self._find(names) for part, names in (PARTS | named).items()}
         self.pad = parts["pad"] if parts["pad"] is not None else 0
         self.mask, self.begin, self.end = parts["mask"], parts["begin"], parts["end"]
         # The largest id decides, not the count: ids may have holes.
         self.size = max(self.raw.get_vocab(with_added_tokens=True).values()) + 1
-        self.fingerprint = _fingerprint(text)
         special = {
             token.content: i
             for i, token in sorted(self.raw.get_added_tokens_decoder().items())
@@ -63,27 +80,26 @@ class Tokenizer:
         self.specials = np.array([*special.values()], np.int64)
         unknown = ("[UNK]", "<unk>", getattr(self.raw.model, "unk_token", None))
         self._controls = {name: i for name, i in special.items() if name not in unknown}
-        named = self.raw.encode_batch_fast([*self._controls], add_special_tokens=False)
+        self._control_ids = set(self._controls.values())
+        written = self.raw.encode_batch_fast([*self._controls], add_special_tokens=False)
         # True of models such as Unigram, whose own vocabulary holds the names.
-        self._takes_names = any(not set(self._controls.values()).isdisjoint(e.ids) for e in named)
+        self._takes_names = not all(self._control_ids.isdisjoint(e.ids) for e in written)
         self.round_trips = self.decode(self.encode([PROBE])[0]) == PROBE
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Load `tokenizer.json`, or the directory that holds one.
+        """Load a `tokenizer.json`, another kind of vocabulary (see `tokenizer_files`), or the
+        directory that holds one.
 
         Raises:
             UserError: missing or not a tokenizer.
         """
-        file = Path(path)
-        file = file / "tokenizer.json" if file.is_dir() else file
-        if not file.is_file():
-            raise UserError(
-                f"tokenizer not found: '{path}' (make one with `ptft_lightning tokenizer`)"
-            )
+        from ptft_lightning.data.tokenizer_files import read_tokenizer
+
+        file, text = read_tokenizer(Path(path))
         try:
-            return cls(file.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
+            return cls(text)
+        except ValueError as error:
             raise UserError(f"'{file}' is not a tokenizer.json: {error}") from error
 
     @cached_property
@@ -102,23 +118,61 @@ class Tokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        encoded = [e.ids for e in self.raw.encode_batch_fast(texts, add_special_tokens=False)]
+        texts = self._normalized(texts)
+        encoded = self.raw.encode_batch_fast(texts, add_special_tokens=False)
         if not self._takes_names:
-            return encoded
-        controls = set(self._controls.values())
+            return [e.ids for e in encoded]
         return [
-            ids if controls.isdisjoint(ids) else self._encode_apart(text)
-            for text, ids in zip(texts, encoded, strict=True)
+            self._trace_apart(text).ids if self._controlled(e) else e.ids
+            for text, e in zip(texts, encoded, strict=True)
         ]
 
-    def _encode_apart(self, text: str) -> list[int]:
-        """Ids of a text in which the model took a written name such as `<mask>` for the token: cut
-        inside each name; what still gives the token is left out."""
+    def trace(self, texts: list[str]) -> list[Traced]:
+        """The same ids with the word and the span of each token; slower than `encode`."""
+        texts = self._normalized(texts)
+        encoded = self.raw.encode_batch(texts, add_special_tokens=False)
+        return [
+            self._trace_apart(text)
+            if self._takes_names and self._controlled(e)
+            else _join(text, [e], [0])
+            for text, e in zip(texts, encoded, strict=True)
+        ]
+
+    def encode_spans(self, texts: list[str]) -> list[tuple[list[int], Index]]:
+        """The ids of each text and (n, 2) spans of characters in the text as it was given.
+
+        A token that carries the space before its word has it in its span. Tokens that share a
+        character, as bytes do, share its span; combining marks go with their letter.
+        """
+        from ptft_lightning.data.normalization import origins, through, with_marks
+
+        found = []
+        for text, traced in zip(texts, self.trace(texts), strict=True):
+            spans = through(traced.spans, origins(text, self.first)) if self.first else traced.spans
+            found.append((traced.ids, spans if text.isascii() else with_marks(spans, text)))
+        return found
+
+    def _normalized(self, texts: list[str]) -> list[str]:
+        if not self.first:
+            return texts
+        from ptft_lightning.data.normalization import normalize
+
+        return [normalize(text, self.first) for text in texts]
+
+    def _controlled(self, encoding: Encoding) -> bool:
+        return self._takes_names and not self._control_ids.isdisjoint(encoding.ids)
+
+    def _trace_apart(self, text: str) -> Traced:
+        """Tokens of a text in which the model took a written name such as `<mask>` for the token:
+        cut inside each name; what still gives the token is left out."""
         inside = (f"(?<={re.escape(n[:1])})(?={re.escape(n[1:])})" for n in self._controls)
         pieces = re.split("|".join(inside), text)
-        encoded = self.raw.encode_batch_fast(pieces, add_special_tokens=False)
-        controls = set(self._controls.values())
-        return [i for e in encoded for i in e.ids if i not in controls]
+        encoded = self.raw.encode_batch(pieces, add_special_tokens=False)
+        starts = np.cumsum([0, *map(len, pieces)]).tolist()
+        traced = _join(text, encoded, starts[:-1])
+        kept = np.flatnonzero(~np.isin(traced.ids, [*self._control_ids]))
+        ids = [traced.ids[i] for i in kept.tolist()]
+        return Traced(text, ids, traced.spans[kept], traced.words[kept])
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -136,71 +190,51 @@ class Tokenizer:
         return next((i for i in ids if i is not None), None)
 
 
-def _load(text: str) -> RawTokenizer:
+def _content(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file without what is ours, and what is ours."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    own = content.pop(OWN, {})
+    if own.get("first"):
+        from ptft_lightning.data.normalization import check_steps
+
+        check_steps(own["first"])
+    return content, own
+
+
+def _load(text: str, parts: dict[str, tuple[str, ...]]) -> RawTokenizer:
     try:
         raw = RawTokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(str(error)) from error
     raw.no_padding()
     raw.no_truncation()
-    names = sorted({name for part in PARTS.values() for name in part})
+    names = sorted({name for usual in (PARTS, parts) for part in usual.values() for name in part})
     raw.add_special_tokens([name for name in names if raw.token_to_id(name) is not None])
     # Text is never control. Not saved with the file, so it is set at every load.
     raw.encode_special_tokens = True
     return raw
 
 
-def _fingerprint(text: str) -> str:
+def _fingerprint(content: dict[str, Any], own: dict[str, Any]) -> str:
     """Hash of the tokenizer without what does not change ids (padding, truncation, layout)."""
-    content = json.loads(text)
-    for key in ("padding", "truncation", "version"):
-        content.pop(key, None)
-    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    counts = {k: v for k, v in content.items() if k not in ("padding", "truncation", "version")}
+    if own:
+        counts[OWN] = own
+    canonical = json.dumps(counts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def train_tokenizer(
-    documents: Iterator[str], kind: Kind, vocab_size: int, lowercase: bool
-) -> Tokenizer:
-    """Learn a vocabulary of `vocab_size` ids from documents.
-
-    `bpe` is byte-level (no unknown token, gives the text back; Radford et al. 2019), `wordpiece`
-    splits as BERT does (Chinese by character; Devlin et al. 2019).
-    """
-    if kind == "bpe":
-        raw, trainer = _byte_level_bpe(vocab_size, lowercase)
-    else:
-        raw, trainer = _wordpiece(vocab_size, lowercase)
-    raw.train_from_iterator(documents, trainer)
-    return Tokenizer(raw.to_str())
-
-
-def _byte_level_bpe(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Trainer]:
-    raw = RawTokenizer(models.BPE())
-    if lowercase:
-        raw.normalizer = normalizers.Lowercase()
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[t for t in OWN_SPECIALS if t != "[UNK]"],  # bytes are never unknown
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+def _join(text: str, encoded: list[Encoding], starts: list[int]) -> Traced:
+    """The tokens of the pieces of a text that begin at `starts`."""
+    ids = [i for e in encoded for i in e.ids]
+    spans = [np.array(e.offsets, np.int64).reshape(-1, 2) for e in encoded]
+    words = [np.array(e.word_ids, np.int64) for e in encoded]
+    before = np.cumsum([0, *(w[-1] + 1 if len(w) else 0 for w in words)])
+    return Traced(
+        text,
+        ids,
+        np.concatenate([s + start for s, start in zip(spans, starts, strict=True)]),
+        np.concatenate([w + n for w, n in zip(words, before, strict=False)]),
     )
-    return raw, trainer
-
-
-def _wordpiece(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Trainer]:
-    raw = RawTokenizer(models.WordPiece(unk_token="[UNK]"))
-    raw.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    raw.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        special_tokens=OWN_SPECIALS,
-        # A character takes up to two ids (first, later in a word): more than half as many
-        # characters, as Chinese has, would overrun the size. The rarest become [UNK].
-        limit_alphabet=size // 2,
-        show_progress=False,
-    )
-    return raw, trainer

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle
@@ -64,6 +65,14 @@ class Preflight:
                 f"it is {str(causal).lower()}"
             )
 
+    def word_starts(self, needed: bool, data: CorpusDataModule) -> None:
+        """Whole words can be hidden only where the store says where they start."""
+        if needed and not data.has_word_starts:
+            self.problems.append(
+                f"model.objective.whole_words needs word starts, and the token store "
+                f"'{data.store}' has none: prepare the text with word_starts true into another one"
+            )
+
     def phase(self, bundle: Bundle, allowed: tuple[str, ...], module: str) -> None:
         """A bundle must be of a phase this module starts from."""
         found = bundle.config["phase"]
@@ -86,7 +95,8 @@ class Preflight:
                 f"the bundle '{bundle.path}' was tuned with task settings {head['config']}, "
                 f"model.task has {task['config']}: give the same"
             )
-        self.inherited.append(f"labels {', '.join(head['labels'])}")
+        if head["labels"]:
+            self.inherited.append(f"labels {', '.join(head['labels'])}")
 
     def finish(self) -> list[str]:
         """The inherited values.
@@ -99,7 +109,13 @@ class Preflight:
         return self.inherited
 
 
-DECIDING = ("backbone", "head", "tuning", "seed")  # of a model, what a resume must not change
+DECIDING = (
+    "backbone",
+    "head",
+    "tuning",
+    "seed",
+    "optimizer",
+)  # of a model, what a resume must not change
 
 
 def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
@@ -116,7 +132,8 @@ def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
             f"ckpt_path names a {theirs['phase']} checkpoint, this is a {mine['phase']} run: to "
             "start from its weights give --model.init_from instead"
         )
-    theirs = theirs | {"seed": saved["lineage"]["seed"]}
+    facts = saved["lineage"]
+    theirs = theirs | {"seed": facts["seed"], "optimizer": facts.get("optimizer", "adamw")}
     pairs = [(key, theirs[key], mine[key]) for key in DECIDING if key in mine]
     if changed := [line for pair in pairs for line in _differences(*pair)]:
         raise UserError(f"ckpt_path: the checkpoint's model is another one ({'; '.join(changed)})")

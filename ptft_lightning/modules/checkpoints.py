@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import zipfile
@@ -16,6 +17,7 @@ from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import recover_directories, replace_directory, write_bundle
 from ptft_lightning.handoff.lineage import model_card
+from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.nets import whole_state
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.tasks.base import Task
@@ -50,6 +52,15 @@ def last_checkpoint(directory: Path) -> Path | None:
             return path
         say(f"checkpoint '{path}' is torn: passed over")
     return None
+
+
+def watched(module: L.LightningModule) -> tuple[str, int]:
+    """The validation metric that decides, and 1 or -1 for higher or lower is better: the task's
+    in phase two, the loss in phase one."""
+    task: Task | None = getattr(module, "task", None)
+    if task is None:
+        return "val_loss", -1
+    return task.monitor, 1 if task.higher_is_better else -1
 
 
 class Checkpoints(Callback):
@@ -175,13 +186,14 @@ class Checkpoints(Callback):
                 path.unlink()
 
     def _keep_best(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        task: Task | None = getattr(module, "task", None)
-        if task is None:
+        if module.phase != "finetune":
             return
-        value = trainer.callback_metrics.get(task.monitor)
-        if value is not None and (self.best is None or float(value) > self.best):
-            self.best = float(value)
+        name, sign = watched(module)
+        value = float(trainer.callback_metrics.get(name, math.nan))  # a correlation may be NaN
+        if not math.isnan(value) and (self.best is None or sign * value > sign * self.best):
+            self.best = value
             self._write_bundle(trainer, module)
+            cast(FinetuneModule, module).keep_predictions(self.run_dir, "validation")
 
     def _write_bundle(
         self, trainer: L.Trainer, module: PhaseModule, checkpoint: Path | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from ptft_lightning.handoff.preflight import Preflight
 from ptft_lightning.modules.nets import TaskNet, build_backbone
 from ptft_lightning.modules.optimizers import OptimizerConfig
 from ptft_lightning.modules.phase import PhaseModule
+from ptft_lightning.modules.predictions import Predictions
 from ptft_lightning.tasks.base import Task
 from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Tuning
@@ -65,6 +67,7 @@ class FinetuneModule(PhaseModule):
             )
         self.backbone_config = backbone or TransformerConfig()
         self.metrics: Any = None
+        self.predictions = Predictions()
 
     @property
     def _tuned_bundle(self) -> Bundle | None:
@@ -142,15 +145,37 @@ class FinetuneModule(PhaseModule):
         if self.metrics is None:
             self.metrics = self.task.metrics(self.labels).to(self.trainer.strategy.root_device)
 
+    def on_validation_epoch_start(self) -> None:
+        """Predictions are those of the last pass."""
+        super().on_validation_epoch_start()
+        self.predictions.begin(cast(TaskDataModule, self.data).examples["validation"])
+
+    def on_test_epoch_start(self) -> None:
+        """See `on_validation_epoch_start`."""
+        self.predictions.begin(cast(TaskDataModule, self.data).examples["test"])
+
+    def keep_predictions(self, run_dir: Path, split: str) -> None:
+        """Write those of the last pass to `SPLIT_predictions.jsonl`; every rank must call it."""
+        self.predictions.write(
+            run_dir / f"{split}_predictions.jsonl",
+            self.trainer.world_size,
+            self.trainer.is_global_zero,
+            lambda scores: self.task.record(scores, self.labels),
+        )
+
     def evaluate(self, batch: Batch) -> Output:
-        """Also feed the task's metrics."""
+        """Also feed the task's metrics and keep the predictions."""
         output = super().evaluate(batch)
+        self.predictions.add(batch, output.scores)
         self.metrics.update(output.scores, batch.targets["label"])
         return output
 
     def eval_values(self) -> dict[str, float]:
-        """Loss and the task's metrics."""
+        """Loss and the task's metrics; also how many examples were left out, where they may be."""
         values = super().eval_values()
+        data = cast(TaskDataModule, self.data)
+        if data.unknown_labels == "skip":
+            values["skipped"] = data.skipped["test" if self.trainer.testing else "validation"]
         values |= {name: float(value) for name, value in self.metrics.compute().items()}
         self.metrics.reset()
         return values

@@ -1,21 +1,25 @@
-"""Optimizer and schedule: parameter groups, and the learning rate as a function of the step."""
+"""Optimizer and schedule: who moves which parameter, and the learning rate of each step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ptft_lightning.errors import UserError
+from ptft_lightning.modules.nets import Net
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule. All of it is a function of (config, step)."""
+    """Optimizer and schedule. All of it is a function of (config, step)."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all, or Muon for the matrices inside the layers and AdamW for the rest."""
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.1
@@ -24,6 +28,8 @@ class OptimizerConfig:
     """Decay of the running means of gradient and squared gradient."""
     eps: float = 1e-8
     """Added to the root of the squared gradient's mean."""
+    momentum: float = 0.95
+    """muon: decay of the running mean of its gradients."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """After the warm-up: cosine or linear to the end, or warmup-stable-decay."""
     warmup: float = 0.02
@@ -38,6 +44,8 @@ class OptimizerConfig:
             raise UserError(f"optimizer.lr is {self.lr}: give a positive number")
         if self.warmup < 0:
             raise UserError(f"optimizer.warmup is {self.warmup}: give a share or a number of steps")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optimizer.momentum is {self.momentum}: give a number in [0, 1)")
         for name in ("final", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}: give 0 to 1")
@@ -65,9 +73,41 @@ def _shape(config: OptimizerConfig, done: float, span: int, total: int) -> float
     return 1.0
 
 
-def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Matrices with weight decay, vectors without; every trainable parameter in exactly one."""
-    trainable = [p for p in net.parameters() if p.requires_grad]
+def hidden_matrices(net: Net) -> dict[Tensor, tuple[int, ...]]:
+    """What Muon moves: the trainable matrices inside the layers, with the rows of their parts.
+
+    Neither embeddings nor anything outside the layers, as heads: their rows are tokens or labels,
+    not directions (Jordan et al. 2024).
+    """
+    named = dict(net.backbone.layers.named_parameters())
+    tables = {m.weight for m in net.backbone.layers.modules() if isinstance(m, nn.Embedding)}
+    return {
+        matrix: _part_rows(name, named)
+        for name, matrix in named.items()
+        if matrix.ndim == 2 and matrix.requires_grad and matrix not in tables
+    }
+
+
+# A fused matrix, who reads what its first part writes, and how many equal parts follow that one:
+# query, key and value; gate and value.
+FUSED = (("qkv.weight", "out.weight", 2), ("up.weight", "down.weight", 1))
+
+
+def _part_rows(name: str, named: dict[str, nn.Parameter]) -> tuple[int, ...]:
+    rows = named[name].shape[0]
+    for fused, reader, others in FUSED:
+        read = named.get(name.removesuffix(fused) + reader)
+        if name.endswith(f".{fused}") and read is not None and rows > read.shape[1]:
+            return read.shape[1], *[(rows - read.shape[1]) // others] * others
+    return (rows,)
+
+
+def parameter_groups(
+    net: nn.Module, config: OptimizerConfig, elsewhere: Container[Tensor] = ()
+) -> list[dict[str, Any]]:
+    """Matrices with weight decay, vectors without; every trainable parameter in exactly one, but
+    for those that `elsewhere` holds."""
+    trainable = [p for p in net.parameters() if p.requires_grad and p not in elsewhere]
     decayed = [p for p in trainable if p.ndim >= 2]
     plain = [p for p in trainable if p.ndim < 2]
     assert len(decayed) + len(plain) == len({id(p) for p in trainable}), "a parameter was forgotten"
@@ -78,30 +118,37 @@ def parameter_groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, 
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(net: nn.Module, config: OptimizerConfig, fused: bool) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over the parameter groups.
+def build_optimizer(net: Net, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019) over the parameter groups, behind Muon if asked.
 
     Raises:
-        UserError: nothing trains.
+        UserError: nothing trains, or nothing that Muon could move.
     """
-    groups = parameter_groups(net, config)
-    if not groups:
+    matrices = hidden_matrices(net) if config.kind == "muon" else {}
+    groups = parameter_groups(net, config, matrices)
+    if not groups and not matrices:
         raise UserError("no parameter is left to train: choose another model.tuning")
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    parts: list[torch.optim.Optimizer] = []
+    if groups:
+        lr, betas, eps = config.lr, config.betas, config.eps
+        parts.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused))
+    if config.kind == "adamw":
+        return parts[0]
+    if not matrices:
+        raise UserError(
+            "optimizer.kind is 'muon', but no matrix inside the layers trains: choose 'adamw'"
+        )
+    from ptft_lightning.modules.muon import Chained, Muon
+
+    return Chained(Muon(matrices, config.lr, config.weight_decay, config.momentum), *parts)
 
 
-def apply_settings(
-    optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, total: int
-) -> float:
-    """Write the settings of `step` into the optimizer: a restored state must not override the
-    config. Returns the learning rate."""
-    rate = learning_rate(config, step, total)
+def apply_settings(optimizer: torch.optim.Optimizer, config: OptimizerConfig, rate: float) -> None:
+    """Write a step's settings into the optimizer: a restored state must not override the config."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-        group["betas"], group["eps"] = config.betas, config.eps
-        group["weight_decay"] = config.weight_decay if _decayed(group) else 0.0
-    return rate
-
-
-def _decayed(group: dict[str, Any]) -> bool:
-    return bool(group["params"][0].ndim >= 2)
+        group["weight_decay"] = config.weight_decay if group["params"][0].ndim >= 2 else 0.0
+        if "momentum" in group:
+            group["momentum"] = config.momentum
+        else:
+            group["betas"], group["eps"] = config.betas, config.eps

@@ -20,6 +20,7 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, Bundle, open_bundle
 from ptft_lightning.handoff.lineage import parent_of, versions
 from ptft_lightning.handoff.preflight import check_resume
+from ptft_lightning.modules import optimizers
 from ptft_lightning.modules.lightning_edges import correct_batch_progress
 from ptft_lightning.modules.meter import Meter
 from ptft_lightning.modules.nets import Net, fill, shard
@@ -46,6 +47,7 @@ class PhaseModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.optimizer_config, self.seed = optimizer, seed
+        self.schedule = optimizers.learning_rate
         self.compile_layers = compile_layers
         self.activation_checkpointing = activation_checkpointing
         self.bundle: Bundle | None = open_bundle(init_from) if init_from is not None else None
@@ -134,7 +136,7 @@ class PhaseModule(L.LightningModule):
             say(f"loaded from '{self.bundle.path}'; {'; '.join(parts)}")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Fused AdamW; under a gradient scaler the fused form would unscale behind clipping."""
+        """Fused, but not under a gradient scaler, which would unscale behind clipping."""
         return build_optimizer(
             self.net, self.optimizer_config, fused=self.trainer.precision != "16-mixed"
         )
@@ -157,14 +159,14 @@ class PhaseModule(L.LightningModule):
         # Lightning divides by the accumulation, the strategy averages over ranks: undo both.
         whole = self.trainer.accumulate_grad_batches * self.trainer.world_size
         losses = [
-            t.weight * t.total / (t.nominal * batch.step_samples) for t in output.terms.values()
+            t.weight * t.minimised / (t.nominal * batch.step_samples) for t in output.terms.values()
         ]
         return whole * torch.stack(losses).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Settings of this step, whatever state was restored."""
-        now, total = self.global_step, self.trainer.max_steps
-        self.rate = apply_settings(optimizer, self.optimizer_config, now, total)
+        self.rate = self.schedule(self.optimizer_config, self.global_step, self.trainer.max_steps)
+        apply_settings(optimizer, self.optimizer_config, self.rate)
 
     def configure_gradient_clipping(
         self,
@@ -273,7 +275,7 @@ class PhaseModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; repair what Lightning restores wrongly."""
-        mine = self.bundle_config() | {"seed": self.seed}
+        mine = self.bundle_config() | {"seed": self.seed, "optimizer": self.optimizer_config.kind}
         check_resume(checkpoint.get(CHECKPOINT_KEY), mine)
         self.tokens_seen = checkpoint["tokens_seen"]
         correct_batch_progress(checkpoint, self.trainer.accumulate_grad_batches)
@@ -290,6 +292,7 @@ class PhaseModule(L.LightningModule):
             "tokens": self.tokens_seen + int(unreported),
             "parameters": sum(p.numel() for p in self.net.parameters()),
             "seed": self.seed,
+            "optimizer": self.optimizer_config.kind,
             "data": self.data.identity(),
             "metrics": metrics,
             "versions": versions(),

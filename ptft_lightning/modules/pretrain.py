@@ -67,6 +67,7 @@ class PretrainModule(PhaseModule):
         check.length(
             "data.length", cast(CorpusDataModule, data).length, shape["config"]["max_length"]
         )
+        check.word_starts(self.objective.whole_words, cast(CorpusDataModule, data))
         check.causality(self.objective.name, self.objective.causal, shape["config"]["causal"])
         for line in check.finish():
             say(f"inherited: {line}")

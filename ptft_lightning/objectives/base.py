@@ -28,6 +28,9 @@ class Objective:
     per_byte: ClassVar[bool]
     """Whether the loss is a likelihood of the text, so that bits-per-byte means something."""
 
+    whole_words: bool = False
+    """Whether `make` needs to know where words start."""
+
     def config(self) -> dict[str, Any]:
         """Plain values that rebuild the objective, for the bundle."""
         raise NotImplementedError
@@ -36,9 +39,18 @@ class Objective:
         """Refuse a tokenizer the objective cannot work with."""
 
     def make(
-        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+        self,
+        tokens: Ids,
+        documents: Ids,
+        samples: Numbers,
+        seed: int,
+        tokenizer: Tokenizer,
+        words: Ids | None = None,
     ) -> tuple[Ids, dict[str, Ids]]:
-        """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets."""
+        """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets.
+
+        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`.
+        """
         raise NotImplementedError
 
     def uniform_loss(self, vocab_size: int) -> float | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import numpy.typing as npt
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -14,17 +17,30 @@ from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.terms import Output
 
+Arrays = dict[str, npt.NDArray[Any]]
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+LOWER_IS_BETTER = ("loss", "mse")
+
 
 class Task:
     """What phase two predicts. Plain values only, so that it travels into a bundle's config."""
 
     name: ClassVar[str]
-    monitor: ClassVar[str]
-    """The validation metric that decides which bundle is best; higher is better."""
+    monitor: str
+    """The validation metric that decides which bundle is best, and when to stop early."""
+    higher_is_better: bool = True
+
+    def watch(self, metric: str) -> None:
+        """Let one of the task's metrics decide."""
+        self.monitor, self.higher_is_better = f"val_{metric}", metric not in LOWER_IS_BETTER
 
     def config(self) -> dict[str, Any]:
         """Plain values that rebuild the task, for the bundle."""
         raise NotImplementedError
+
+    def labels_of(self, example: Example) -> list[str]:
+        """The labels of an example that must stand in the schema."""
+        return []
 
     def schema(self, examples: list[Example]) -> list[str]:
         """The label names found in training examples, in the order of their ids."""
@@ -36,7 +52,10 @@ class Task:
         """Examples -> token ids and targets."""
         raise NotImplementedError
 
-    def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
+    def weigh(self, examples: list[Encoded], labels: list[str]) -> None:
+        """Add what training examples count in the loss to their targets; all count 1 here."""
+
+    def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> Arrays:
         """Targets of a micro-batch, given where each example's tokens begin: (E,) row and start."""
         raise NotImplementedError
 
@@ -63,3 +82,9 @@ class TaskHead(nn.Module):
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> terms and (E, ...) scores."""
         raise NotImplementedError
+
+
+def labels_in_order(labels: Iterable[str]) -> list[str]:
+    """Sorted; where all of them are numbers, by value."""
+    names = sorted(labels)
+    return sorted(names, key=float) if all(map(NUMBER.fullmatch, names)) else names

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
@@ -17,35 +17,69 @@ from ptft_lightning.data.examples import Encoded, Example, frame_example
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
-from ptft_lightning.tasks.base import Task, TaskHead
+from ptft_lightning.tasks.base import Arrays, Task, TaskHead, labels_in_order
+from ptft_lightning.tasks.class_weights import ClassWeights, class_weights
+from ptft_lightning.tasks.matthews import Matthews
+from ptft_lightning.tasks.pooling import PooledHead, Pooling, spans_of
 from ptft_lightning.terms import IGNORE, Output, Term
-
-Pooling = Literal["auto", "mean", "first", "last"]
 
 
 class Classification(Task):
     """One of several labels for a text or a pair of texts.
 
+    The training loss is the sum over examples of weight x cross-entropy, divided by the number
+    of examples (not by the sum of weights, which would depend on how a step is split). Balanced
+    weights average 1 over the training examples. Validation and test losses have neither weights
+    nor smoothing.
+
     Args:
         pooling: How the hidden states of an example become one vector; `auto` is the mean.
         dropout: Probability on that vector, in training.
+        class_weights: What an example of a class counts in the training loss: `balanced` (examples
+            / (classes x examples of the class), as in scikit-learn), a mapping from labels (others
+            count 1), or a list in the order of the labels.
+        label_smoothing: Share of the target spread over all classes, in training.
+        monitor: The validation metric that decides which bundle is best.
     """
 
     name = "classification"
-    monitor = "val_accuracy"
 
-    def __init__(self, pooling: Pooling = "auto", dropout: float = 0.1) -> None:
-        if not 0 <= dropout < 1:
-            raise UserError(f"task.dropout is {dropout}: give a probability from 0 to below 1")
+    def __init__(
+        self,
+        pooling: Pooling = "auto",
+        dropout: float = 0.1,
+        class_weights: ClassWeights | None = None,
+        label_smoothing: float = 0.0,
+        monitor: Literal["accuracy", "macro_f1", "mcc", "loss"] = "accuracy",
+    ) -> None:
         self.pooling, self.dropout = pooling, dropout
+        self.class_weights, self.label_smoothing = class_weights, label_smoothing
+        self.watch(monitor)
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"task.label_smoothing is {label_smoothing}: give 0 to less than 1")
 
     def config(self) -> dict[str, Any]:
-        """Pooling and dropout."""
-        return {"pooling": self.pooling, "dropout": self.dropout}
+        """All settings."""
+        return {
+            "pooling": self.pooling,
+            "dropout": self.dropout,
+            "class_weights": self.class_weights,
+            "label_smoothing": self.label_smoothing,
+            "monitor": self.monitor.removeprefix("val_"),
+        }
+
+    def labels_of(self, example: Example) -> list[str]:
+        """Its one label, if it has one."""
+        if example.labels is not None:
+            raise UserError(
+                f"{example.place}: a list of labels {example.labels}, model.task 'Classification' "
+                "takes one a text: choose MultiLabel"
+            )
+        return [] if example.label is None else [example.label]
 
     def schema(self, examples: list[Example]) -> list[str]:
-        """The labels that occur, sorted."""
-        labels = sorted({e.label for e in examples if e.label is not None})
+        """The labels that occur, sorted; numbers by their value."""
+        labels = labels_in_order({label for e in examples for label in self.labels_of(e)})
         if len(labels) < 2:
             raise UserError(
                 f"classification needs two labels or more, the training file has {labels}"
@@ -59,24 +93,29 @@ class Classification(Task):
         ids = {label: i for i, label in enumerate(labels)}
         encoded = frame_example(examples, tokenizer, max_length)
         for example, item in zip(examples, encoded, strict=True):
-            if example.label is None:
-                continue
-            if example.label not in ids:
-                raise UserError(f"{example.place}: label '{example.label}' is not one of {labels}")
-            item.targets["label"] = np.array(ids[example.label])
+            for label in self.labels_of(example):
+                item.targets["label"] = np.array(ids[label])
         return encoded
 
-    def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
-        """Row, start and end of each example and its label; an empty slot has length 1 and
-        IGNORE."""
-        lengths = np.array([max(1, len(e.tokens)) for e in packed], np.int64)
-        labels = [e.targets.get("label", np.array(IGNORE)) for e in packed]
-        return {
-            "row": rows,
-            "start": starts,
-            "end": starts + lengths,
-            "label": np.array(labels, np.int64),
-        }
+    def weigh(self, examples: list[Encoded], labels: list[str]) -> None:
+        """Give training examples the weight of their class."""
+        if self.class_weights is None:
+            return
+        of = np.array([int(e.targets["label"]) for e in examples])
+        counts = np.bincount(of, minlength=len(labels))
+        weights = class_weights(self.class_weights, counts, labels)
+        for item, label in zip(examples, of.tolist(), strict=True):
+            item.targets["weight"] = weights[label]
+
+    def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> Arrays:
+        """Row, start, end and label of each example, IGNORE in an empty slot; its weight if
+        classes have one."""
+        labels = [e.targets.get("label", IGNORE) for e in packed]
+        targets: Arrays = {**spans_of(packed, rows, starts), "label": np.array(labels, np.int64)}
+        if self.class_weights is not None:
+            weights = [e.targets.get("weight", 1.0) for e in packed]
+            targets["weight"] = np.array(weights, np.float32)
+        return targets
 
     def uniform_loss(self, labels: list[str]) -> float:
         """One label of C: ln C."""
@@ -84,16 +123,18 @@ class Classification(Task):
 
     def build_head(self, backbone: Backbone, labels: list[str]) -> TaskHead:
         """A linear layer on the pooled vector."""
-        pooling = "mean" if self.pooling == "auto" else self.pooling
-        return ClassificationHead(backbone.dim, len(labels), pooling, self.dropout)
+        return ClassificationHead(
+            backbone.dim, len(labels), self.pooling, self.dropout, self.label_smoothing
+        )
 
     def metrics(self, labels: list[str]) -> MetricCollection:
-        """Accuracy and macro-F1."""
+        """Accuracy, macro-F1 and Matthews' correlation."""
         n = len(labels)
         return MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(n, average="micro", ignore_index=IGNORE),
                 "macro_f1": MulticlassF1Score(n, average="macro", ignore_index=IGNORE),
+                "mcc": Matthews(n, ignore_index=IGNORE),
             }
         )
 
@@ -109,31 +150,26 @@ class Classification(Task):
         }
 
 
-class ClassificationHead(TaskHead):
-    """Pool each example's hidden states, then one linear layer."""
+class ClassificationHead(PooledHead):
+    """Cross-entropy over the classes."""
 
-    def __init__(self, dim: int, classes: int, pooling: str, dropout: float) -> None:
-        super().__init__()
-        self.pooling = pooling
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(dim, classes)
+    def __init__(
+        self, dim: int, classes: int, pooling: Pooling, dropout: float, smoothing: float = 0.0
+    ) -> None:
+        super().__init__(dim, classes, pooling, dropout)
+        self.smoothing = smoothing
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> the `classification` term and (E, classes) scores."""
-        pooled = self._pool(hidden, batch.targets)
-        logits: Tensor = self.classifier(self.dropout(pooled)).float()
-        labels = batch.targets["label"]
-        total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        term = Term(total, (labels != IGNORE).sum(), nominal=1.0)
+        logits, labels = self.project(hidden, batch), batch.targets["label"]
+        losses = F.cross_entropy(
+            logits,
+            labels,
+            ignore_index=IGNORE,
+            reduction="none",
+            label_smoothing=self.smoothing if self.training else 0.0,
+        )
+        if "weight" in batch.targets:
+            losses = losses * batch.targets["weight"]
+        term = Term(losses.sum(), (labels != IGNORE).sum(), nominal=1.0)
         return Output({"classification": term}, scores=logits)
-
-    def _pool(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
-        row, start, end = at["row"], at["start"], at["end"]
-        if self.pooling == "first":
-            return hidden[row, start]
-        if self.pooling == "last":
-            return hidden[row, end - 1]
-        # Sums over stretches as differences of running sums, in float32.
-        running = F.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
-        mean = (running[row, end] - running[row, start]) / (end - start)[:, None]
-        return mean.to(hidden.dtype)

@@ -178,7 +178,7 @@ def test_frame_of_one_text(bpe: Tokenizer) -> None:
     encoded = frame(bpe, "green river", None, 64)
     assert encoded.tokens == [bpe.begin, *ids, bpe.end]
     assert not any(encoded.segments)
-    assert not encoded.truncated
+    assert encoded.cut == 0
 
 
 def test_frame_of_a_pair(bpe: Tokenizer) -> None:
@@ -208,7 +208,7 @@ def test_longer_part_is_cut_first(
     kept = longest_first(first, second, length)
     encoded = frame(plain, text, pair, length)
     assert (encoded.tokens.count(1), encoded.tokens.count(2)) == kept
-    assert encoded.truncated == (first + second > length)
+    assert encoded.cut == max(0, first + second - length)
     framed = frame(bpe, text, pair, length)
     assert len(framed.tokens) <= length
     assert framed.tokens[0] == bpe.begin
@@ -229,7 +229,7 @@ def test_longer_part_is_cut_first(
 def test_single_text_is_cut_at_its_end(plain: Tokenizer, count: int, length: int) -> None:
     encoded = frame(plain, words(count), None, length)
     assert len(encoded.tokens) == max(1, min(count, length))
-    assert encoded.truncated == (count > length)
+    assert encoded.cut == max(0, count - length)
 
 
 @pytest.mark.parametrize("pair", [None, ""])

@@ -337,9 +337,15 @@ def test_bad_documents_are_counted_over_all_shards(bpe: Tokenizer, tmp_path: Pat
     lines = ['{"text": "good"}', "broken"] * 30
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     manifest = prepare_store(
-        [str(tmp_path / "t.jsonl")], bpe, tmp_path / "s", unit_bytes=50, validation_share=0.0
+        [str(tmp_path / "t.jsonl")],
+        bpe,
+        tmp_path / "s",
+        unit_bytes=50,
+        validation_share=0.0,
+        max_bad_share=0.5,
     )
     assert manifest.bad_documents == 30
+    assert manifest.bad_kinds == {"broken JSON": 30}
     assert len(manifest.bad_places) == 10
     assert len(stored(tmp_path / "s", "train")) == 30
 
@@ -349,11 +355,13 @@ def test_commands_report(
 ) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "good"}\nbroken\n')
     store = str(tmp_path / "store")
-    prepare_command([str(tmp_path / "t.jsonl")], str(bpe_path), store, validation_share=0.0)
+    prepare_command(
+        [str(tmp_path / "t.jsonl")], str(bpe_path), store, validation_share=0.0, max_bad_share=0.5
+    )
     said = capsys.readouterr()
     tokens = len(stored(tmp_path / "store", "train")[0])
     assert f"train: 1 documents, {tokens} tokens in 1 shards" in said.out
-    assert "1 documents could not be read" in said.err
+    assert "1 documents could not be read: 1 broken JSON" in said.err
     assert "t.jsonl at byte 17: not a JSON line" in said.err
     inspect(store)
     facts = json.loads(capsys.readouterr().out)

@@ -274,5 +274,10 @@ def test_cut_examples_are_counted(
     (tmp_path / "t.csv").write_text("\n".join(lines))
     data = module(bpe, train=str(tmp_path / "t.csv"), validation_share=0.0)
     data._setup_fit()
-    assert f"train: 1 of 2 examples cut to {LENGTH} tokens" in capsys.readouterr().err
+    long, short = (len(ids) + 2 for ids in bpe.encode(["river " * 50, "short"]))  # begin and end
+    lost = (long - LENGTH) / (long + short)
+    assert capsys.readouterr().err == (
+        f"train: 1 of 2 examples (50.0%) cut to {LENGTH} tokens, {lost:.1%} of all tokens lost, "
+        f"the longest has {long}; at {tmp_path}/t.csv line 2\n"
+    )
     assert "validation" not in data.datasets

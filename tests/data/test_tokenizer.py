@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from ptft_lightning.commands.tokenizer import tokenizer as tokenizer_command
-from ptft_lightning.data.tokenizer import OWN_SPECIALS, PARTS, Tokenizer, train_tokenizer
+from ptft_lightning.data.tokenizer import PARTS, Tokenizer
+from ptft_lightning.data.tokenizer_training import OWN_SPECIALS, train_tokenizer
 from ptft_lightning.errors import UserError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))

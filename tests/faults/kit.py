@@ -1,6 +1,7 @@
 """The command line as the tests of whole journeys use it: options in; exit code, words, files out.
 
 Models are tiny (width 32, 2 layers, 32 tokens), with dropout, and batches that nothing divides.
+Reports are drawn only where a test asks for one.
 """
 
 from __future__ import annotations
@@ -214,6 +215,7 @@ def pretrain(run_dir: Path, store: Path, tokenizer: Path, **more: Any) -> dict[s
         "trainer.log_every_n_steps": 1,
         "trainer.val_check_interval": 6,
         "checkpoint.every_n_steps": 3,
+        "report": False,
     }
     return options | {k.replace("__", "."): v for k, v in more.items()}
 
@@ -238,6 +240,7 @@ def finetune(run_dir: Path, init_from: Path, examples: Path, **more: Any) -> dic
         "trainer.max_epochs": 3,
         "trainer.log_every_n_steps": 1,
         "checkpoint.every_n_steps": 3,
+        "report": False,
     }
     return options | {k.replace("__", "."): v for k, v in more.items()}
 

@@ -86,6 +86,7 @@ def test_after_the_end_the_rate_stays() -> None:
         ({"final": 1.5}, "optimizer.final is 1.5"),
         ({"decay": -0.1}, "optimizer.decay is -0.1"),
         ({"warmup": -1.0}, "optimizer.warmup is -1.0"),
+        ({"momentum": 1.0}, "optimizer.momentum is 1.0"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, float], words: str) -> None:
@@ -140,7 +141,7 @@ def test_the_config_overrides_a_restored_state() -> None:
     optimizer = build_optimizer(model, config, fused=True)
     optimizer.load_state_dict(old.state_dict())
     assert optimizer.param_groups[0]["lr"] == 5.0, "torch restores settings with the state"
-    assert apply_settings(optimizer, config, step=50, total=100) == pytest.approx(1.0)
+    apply_settings(optimizer, config, learning_rate(config, 50, 100))
     for group, decay in zip(optimizer.param_groups, (0.2, 0.0), strict=True):
         assert group["lr"] == pytest.approx(1.0)
         assert (group["betas"], group["eps"]) == ((0.8, 0.7), 1e-6)

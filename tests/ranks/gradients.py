@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.examples import Columns
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.sample_order import Numbers
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -28,11 +29,26 @@ from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedHead, MaskedLM
+from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.multilabel import MultiLabel
+from ptft_lightning.tasks.regression import Regression
 from ptft_lightning.terms import IGNORE, Output, Term
 from ptft_lightning.tuning.frozen import Frozen
 
 GLOBAL = 7  # no number of ranks or micro-batches divides it
-CASES = ("causal", "masked", "two_terms", "classification", "frozen")
+CASES = (
+    *("causal", "masked", "per_example", "two_terms", "classification", "frozen"),
+    *("weighted", "multilabel", "regression"),
+)
+TASKS = {
+    "classification": Classification(dropout=0.0),
+    "frozen": Classification(dropout=0.0),
+    "weighted": Classification(
+        dropout=0.0, class_weights={"left": 3.0, "up": 0.25}, label_smoothing=0.1
+    ),
+    "multilabel": MultiLabel(dropout=0.0),
+    "regression": Regression(dropout=0.0, center=4.0, scale=3.0),
+}
 
 
 class MaskedAndLong(MaskedLM):
@@ -41,9 +57,15 @@ class MaskedAndLong(MaskedLM):
     name = "masked_and_long"
 
     def make(
-        self, tokens: Ids, documents: Ids, samples: Numbers, seed: int, tokenizer: Tokenizer
+        self,
+        tokens: Ids,
+        documents: Ids,
+        samples: Numbers,
+        seed: int,
+        tokenizer: Tokenizer,
+        words: Ids | None = None,
     ) -> tuple[Ids, dict[str, Ids]]:
-        hidden, targets = super().make(tokens, documents, samples, seed, tokenizer)
+        hidden, targets = super().make(tokens, documents, samples, seed, tokenizer, words)
         numbers = documents[:, :-1]
         sizes = (numbers[:, :, None] == numbers[:, None, :]).sum(-1)
         begins = np.diff(numbers, axis=1, prepend=0) > 0
@@ -73,12 +95,20 @@ def one_step(
 ) -> dict[str, Any]:
     """Gradient, reported loss and gradient norm of the first step; examples in rows of `row`."""
     sizes = {"global_batch_size": GLOBAL, "micro_batch_size": micro}
-    if case in ("classification", "frozen"):
-        module: Any = tiny.finetune(tuning=Frozen() if case == "frozen" else None)
+    if case in TASKS:
+        tuning = Frozen() if case == "frozen" else None
+        module: Any = tiny.finetune(task=TASKS[case], tuning=tuning)
         sizes["max_length"] = row
-        data: Any = tiny.examples(Path(setup["examples"]), Path(setup["tokenizer"]), **sizes)
+        columns = Columns(label="number" if case == "regression" else "label")
+        places = (Path(setup["examples"]), Path(setup["tokenizer"]))
+        data: Any = tiny.examples(*places, columns=columns, **sizes)
     else:
-        objective = {"causal": CausalLM(), "masked": MaskedLM(0.3), "two_terms": MaskedAndLong(0.3)}
+        objective = {
+            "causal": CausalLM(),
+            "masked": MaskedLM(0.3),
+            "per_example": CausalLM(loss_mean="example"),
+            "two_terms": MaskedAndLong(0.3),
+        }
         module = tiny.pretrain(objective[case])
         data = tiny.corpus(Path(setup["store"]), Path(setup["tokenizer"]), **sizes)
     seen = tiny.Gradients()

@@ -36,10 +36,12 @@ WORDS = (
 
 
 def write_examples(path: Path, count: int = 23) -> Path:
-    """Labelled examples of various lengths; the first word tells the label."""
+    """Labelled examples of various lengths; the first word tells the label, the length the
+    number."""
+    texts = [" ".join([LABELS[i % 3], *WORDS[: i % 7], WORDS[i % 10]]) for i in range(count)]
     lines = [
-        {"text": " ".join([LABELS[i % 3], *WORDS[: i % 7], WORDS[i % 10]]), "label": LABELS[i % 3]}
-        for i in range(count)
+        {"text": text, "label": LABELS[i % 3], "number": len(text.split())}
+        for i, text in enumerate(texts)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

@@ -1,0 +1,125 @@
+"""Muon for the matrices inside a backbone's layers, and several optimizers chained into one.
+
+Knows neither schedules nor which parameter is whose: see optimizers.py. torch's own Muon takes a
+fused matrix (query, key and value in one) for a single one; here each part is orthogonalised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+Rows = tuple[int, ...]
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the steepest quintic at 0
+STEPS = 5
+RMS = 0.2  # of AdamW's updates, so that its learning rates carry over (Liu et al. 2025)
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly: (n, m) -> (n, m) in bfloat16.
+
+    All singular values come to lie around 1 (0.7 to 1.2), except those that are zero beside the
+    largest. Five steps of a quintic iteration on the singular values (Jordan et al. 2024).
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix.bfloat16() if wide else matrix.bfloat16().T
+    x = x / x.norm().clamp(min=1e-7)  # the largest singular value becomes at most 1
+    for _ in range(STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.T
+
+
+def orthogonal_update(momentum: Tensor, rows: Rows) -> Tensor:
+    """The update of a matrix (n, m) made of parts with so many `rows` each, for learning rate 1.
+
+    A sharded matrix is gathered, in bfloat16, and every rank computes the same: an orthogonal
+    matrix depends on all rows of the other.
+    """
+    whole = momentum.bfloat16()
+    if isinstance(whole, DTensor):
+        whole = whole.full_tensor()
+    parts = [
+        newton_schulz(part).float() * (RMS * math.sqrt(max(part.shape)))
+        for part in torch.split(whole, list(rows))
+    ]
+    update = torch.cat(parts).to(momentum.dtype)
+    if isinstance(momentum, DTensor):
+        mesh, places = momentum.device_mesh, momentum.placements
+        return distribute_tensor(update, mesh, places, src_data_rank=None)
+    return update
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised (Jordan et al. 2024), with decoupled weight decay.
+
+    Args:
+        matrices: Parameters of two dimensions, each with the rows of its parts.
+        lr: Learning rate, on AdamW's scale.
+        weight_decay: Share of lr by which weights shrink.
+        momentum: Decay of the running mean of gradients; applied in Nesterov's form.
+    """
+
+    def __init__(
+        self, matrices: dict[Tensor, Rows], lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(list(matrices), settings)
+        self.rows = matrices
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move every matrix that has a gradient."""
+        assert closure is None, "Chained runs it"
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    self._move(matrix, group["lr"], group["weight_decay"], group["momentum"])
+
+    def _move(self, matrix: Tensor, lr: float, weight_decay: float, momentum: float) -> None:
+        state, gradient = self.state[matrix], matrix.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(gradient)
+        mean = state["momentum"].lerp_(gradient, 1 - momentum)
+        update = orthogonal_update(gradient.lerp(mean, momentum), self.rows[matrix])
+        matrix.mul_(1 - lr * weight_decay).add_(update, alpha=-lr)
+
+
+class Chained(torch.optim.Optimizer):
+    """Several optimizers as one, with one state dict: Lightning 2.6.6 takes a single optimizer.
+
+    They share the groups and the state of the whole, each stepping its own groups.
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.state = self.state
+            part.param_groups = [next(groups) for _ in part.param_groups]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also hand the loaded state to the parts."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Run `closure`, which computes the gradients, once; then step each part."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss

@@ -1,0 +1,1 @@
+"""A run as one page: what its directory holds, drawn."""

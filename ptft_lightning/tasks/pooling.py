@@ -1,0 +1,52 @@
+"""One vector per example: its place in a packed batch, how it is pooled, a linear layer on it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.examples import Encoded
+from ptft_lightning.data.packing import Ids
+from ptft_lightning.errors import UserError
+from ptft_lightning.tasks.base import TaskHead
+
+Pooling = Literal["auto", "mean", "first", "last"]
+
+
+def spans_of(packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
+    """Row, start and end of each example, (E,) each; an empty slot has length 1."""
+    lengths = np.array([max(1, len(e.tokens)) for e in packed], np.int64)
+    return {"row": rows, "start": starts, "end": starts + lengths}
+
+
+class PooledHead(TaskHead):
+    """Pool each example's hidden states, then one linear layer; a task adds its loss."""
+
+    def __init__(self, dim: int, outputs: int, pooling: Pooling, dropout: float) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise UserError(f"task.dropout is {dropout}: give a probability from 0 to below 1")
+        self.pooling = "mean" if pooling == "auto" else pooling
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(dim, outputs)
+
+    def project(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(B, T, dim) hidden states -> (E, outputs) in float32."""
+        pooled = self._pool(hidden, batch.targets)
+        out: Tensor = self.classifier(self.dropout(pooled)).float()
+        return out
+
+    def _pool(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
+        row, start, end = at["row"], at["start"], at["end"]
+        if self.pooling == "first":
+            return hidden[row, start]
+        if self.pooling == "last":
+            return hidden[row, end - 1]
+        # Sums over stretches as differences of running sums, in float32.
+        running = F.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
+        mean = (running[row, end] - running[row, start]) / (end - start)[:, None]
+        return mean.to(hidden.dtype)
