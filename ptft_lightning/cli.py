@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 
 from ptft_lightning import __version__
-from ptft_lightning.errors import UserError
+from ptft_lightning.errors import UserError, unusable_place
 
 TRAINING = "ptft_lightning.commands.train"
 COMMANDS = {
@@ -54,9 +54,13 @@ def main(args: list[str] | None = None) -> None:
         return
     try:
         run(words[0], words[1:])
-    except UserError as error:
+    except (UserError, OSError) as error:
+        mistake = unusable_place(error) if isinstance(error, OSError) else error
+        if mistake is None:
+            raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
-            print(f"error: {error}", file=sys.stderr)
+            # From a loader's worker it comes with the worker's traceback.
+            print(f"error: {str(mistake).rpartition('UserError: ')[2].rstrip()}", file=sys.stderr)
         sys.exit(2)
 
 

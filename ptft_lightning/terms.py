@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+LossMean = Literal["target", "example"]
 
 IGNORE = -100
 CHUNK_ELEMENTS = 2**28  # logits held at once: 1 GiB in float32
@@ -17,7 +20,7 @@ CHUNK_ELEMENTS = 2**28  # logits held at once: 1 GiB in float32
 class Term:
     """One part of the loss over the targets of a micro-batch.
 
-    The gradient is that of `weight * total / (nominal * samples of the step)`: a constant known
+    The gradient is that of `weight * minimised / (nominal * samples of the step)`: a constant known
     beforehand, whatever the ranks, the accumulation and the packing. The reported loss is
     total / count.
     """
@@ -27,8 +30,15 @@ class Term:
     count: Tensor
     """Targets that counted, a scalar."""
     nominal: float
-    """Targets a sample has at most."""
+    """What one sample adds to `minimised` at most: the losses of so many targets, or one mean."""
     weight: float = 1.0
+    per_example: Tensor | None = None
+    """Sum over samples of the mean over each one's own targets, where that is minimised."""
+
+    @property
+    def minimised(self) -> Tensor:
+        """What the gradient is of, before the constant."""
+        return self.total if self.per_example is None else self.per_example
 
 
 @dataclass
@@ -42,6 +52,27 @@ class Output:
     """(N, classes) logits of each example, for a task's metrics and predictions."""
 
 
+def token_term(losses: Tensor, labels: Tensor, mean: LossMean) -> Term:
+    """The term of (B, K) token losses, 0 where the (B, K) labels are IGNORE.
+
+    With l_bk the losses, n_b the targets of row b, K the most a row can have and N the rows of the
+    step, the gradient is that of
+
+        target:   sum_bk l_bk / (K N)           every target weighs the same
+        example:  sum_b (sum_k l_bk / n_b) / N  every row weighs the same, its targets share that
+
+    They agree where all rows have K targets. Where rows differ, `target` follows the long ones,
+    and is the likelihood of the text up to a constant; `example` gives a token of a short row
+    more weight. A row without targets counts as 0. Both report sum_bk l_bk / sum_b n_b, so that
+    perplexity and bits-per-byte stay comparable.
+    """
+    count = (labels != IGNORE).sum(1)
+    if mean == "target":
+        return Term(losses.sum(), count.sum(), nominal=float(labels.shape[1]))
+    shared = (losses.sum(1) / count.clamp(min=1)).sum()
+    return Term(losses.sum(), count.sum(), nominal=1.0, per_example=shared)
+
+
 def projected_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -51,7 +82,7 @@ def projected_cross_entropy(
     backward, where they would be large.
 
     Returns:
-        The sum of the losses, and the number of targets whose label is the most likely one.
+        The (N,) losses, and the number of targets whose label is the most likely one.
     """
     rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
     if len(hidden) <= rows:
@@ -60,8 +91,8 @@ def projected_cross_entropy(
         checkpoint(_cross_entropy, h, weight, bias, y, use_reentrant=False)
         for h, y in zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
     ]
-    totals, right = zip(*parts, strict=True)
-    return torch.stack(totals).sum(), torch.stack(right).sum()
+    losses, right = zip(*parts, strict=True)
+    return torch.cat(losses), torch.stack(right).sum()
 
 
 def _cross_entropy(
@@ -73,4 +104,4 @@ def _cross_entropy(
         # The label is the most likely one where its logit is the largest: cheaper than argmax.
         chosen = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
         right = ((chosen == logits.amax(-1)) & (labels != IGNORE)).sum()
-    return losses.sum(), right
+    return losses, right

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import json
+import os
 import re
+import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from faults.kit import call, done, finetune, finish, launch, pretrain, words, write_examples
 
 from ptft_lightning.cli import main
@@ -23,7 +29,7 @@ NOISE = re.compile(
 # What a run may say before it is refused.
 NEWS = (
     *("inherited: ", "model: ", "loaded from ", "resuming from ", "prepare: ", "tokenizer: "),
-    *("train: ", "validation: "),
+    *("train: ", "validation: ", "training: "),
 )
 
 CONFIG = """\
@@ -79,7 +85,52 @@ def place(
     (at / "half" / "vocab.json").write_text("{}")
     shutil.copytree(bpe_path, at / "lost")
     (at / "lost" / "special_tokens_map.json").write_text('{"mask_token": "<gone>"}')
+    write_damaged(at, store, corpus_file)
     return at
+
+
+def write_damaged(at: Path, store: Path, corpus_file: Path) -> None:
+    """Files of other kinds and encodings; stores, bundles and checkpoints that are not whole."""
+    (at / "utf16.jsonl").write_bytes('{"text": "a b", "label": "water"}\n'.encode("utf-16"))
+    (at / "nul.txt").write_bytes(bytes(range(256)))
+    (at / "paper.pdf").write_bytes(b"%PDF-1.4")
+    (at / "plain.jsonl.gz").write_bytes(b'{"text": "a b"}\n')
+    (at / "surrogate.jsonl").write_text('{"text": "\\ud800", "label": "water"}\n')
+    (at / "quote.csv").write_text('text,label\n"foo,water\nbar,land\n')
+    shutil.copy(corpus_file, at / "corpus.jsonl")
+    for name in ("lost", "torn", "altered", "manifest"):
+        shutil.copytree(store, at / f"store-{name}")
+    (at / "store-lost" / "train-00000.tokens.npy").unlink()
+    shard = at / "store-torn" / "train-00000.tokens.npy"
+    shard.write_bytes(shard.read_bytes()[:200])
+    shard = at / "store-altered" / "train-00000.tokens.npy"
+    np.save(shard, np.load(shard)[::-1])
+    (at / "store-manifest" / "manifest.json").write_text('{"format": 1}')
+    whole = torch.load(at / "one" / "checkpoints" / "step=00000002.ckpt", weights_only=True)
+    torch.save({"weights": whole["state_dict"]}, at / "foreign.ckpt")
+    torch.save({**whole, "more": Code()}, at / "code.ckpt")
+    changes: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "empty": lambda config: config.clear() or config.update(format=1),
+        "later": lambda config: config.update(format=9),
+        "kind": lambda config: config["backbone"].update(kind="mamba"),
+        "setting": lambda config: config["backbone"]["config"].update(loops=2),
+        "wide": lambda config: config["backbone"]["config"].update(dim=64),
+        "weights": lambda config: None,
+    }
+    for name, change in changes.items():
+        shutil.copytree(at / "one" / "bundle", at / f"bundle-{name}")
+        file = at / f"bundle-{name}" / "config.json"
+        config = json.loads(file.read_text())
+        change(config)
+        file.write_text(json.dumps(config))
+    (at / "bundle-weights" / "model.safetensors").write_bytes(b"garbage" * 99)
+
+
+class Code:
+    """What a checkpoint must not execute."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.getcwd, ()
 
 
 def assert_one_line(run: Any, *parts: str) -> None:
@@ -326,6 +377,120 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "missing checkpoint": ({"ckpt_path": "{}/nope.ckpt"}, ("--ckpt_path not found", "nope.ckpt")),
     "garbage for a checkpoint": ({"ckpt_path": "{}/garbage.ckpt"}, ("garbage.ckpt' is torn",)),
+    "a checkpoint of another program": (
+        {"ckpt_path": "{}/foreign.ckpt"},
+        ("--ckpt_path", "foreign.ckpt' is no checkpoint of a run of this program"),
+    ),
+    "a checkpoint that holds code": (
+        {"ckpt_path": "{}/code.ckpt"},
+        ("--ckpt_path", "code.ckpt' cannot be loaded"),
+    ),
+    "a corpus in UTF-16": (
+        {"data.files": ["{}/utf16.jsonl"], "data.store": "{}/s7"},
+        ("utf16.jsonl' is not UTF-8", "looks like UTF-16", "--data.encoding"),
+    ),
+    "a corpus of bytes": (
+        {"data.files": ["{}/nul.txt"], "data.store": "{}/s8"},
+        ("nul.txt' is not UTF-8", "it may be no text", "--data.encoding"),
+    ),
+    "a corpus of another kind": (
+        {"data.files": ["{}/paper.pdf"], "data.store": "{}/s9"},
+        ("cannot read", "paper.pdf", ".jsonl"),
+    ),
+    "a name that says gzip": (
+        {"data.files": ["{}/plain.jsonl.gz"], "data.store": "{}/s10"},
+        ("empty corpus", "plain.jsonl.gz; 1 documents could not be read (1 damaged file)"),
+    ),
+    "a store without a shard": (
+        {"data.store": "{}/store-lost"},
+        ("train-00000.tokens.npy' cannot be read",),
+    ),
+    "a store without a shard, found by a worker": (
+        {"data.store": "{}/store-lost", "data.workers": 1},
+        ("train-00000.tokens.npy' cannot be read",),
+    ),
+    "a torn shard": (
+        {"data.store": "{}/store-torn"},
+        ("train-00000.tokens.npy' cannot be read",),
+    ),
+    "a store with half a manifest": (
+        {"data.store": "{}/store-manifest"},
+        ("manifest.json' is not whole ('train')", "prepare the store again"),
+    ),
+    "a file for a directory": (
+        {"data.store": "{}/corpus.jsonl/s", "data.files": ["{}/corpus.jsonl"]},
+        ("corpus.jsonl/s': Not a directory", "name another place"),
+    ),
+    "a store where nobody may write": (
+        {"data.store": "/proc/store", "data.files": ["{}/corpus.jsonl"]},
+        ("/proc/store': ", "name another place"),
+    ),
+    "a run directory that is a file": (
+        {"run_dir": "{}/corpus.jsonl"},
+        ("corpus.jsonl': File exists", "name another place"),
+    ),
+    "a run directory where nobody may write": (
+        {"run_dir": "/proc/run"},
+        ("/proc/run': ", "name another place"),
+    ),
+    "an audit on a full disk": (
+        {"data.audit": "/dev/full"},
+        ("could not be written: No space left on device", "make room"),
+    ),
+    "an audit that is a directory": (
+        {"data.audit": "{}/directory"},
+        ("directory': Is a directory", "name another place"),
+    ),
+    "fewer than no workers": ({"data.workers": -1}, ("data.workers is -1", "0 or more")),
+    "no share": ({"data.validation_share": 2.0}, ("validation_share is 2.0", "from 0 to 1")),
+    "a backbone of no width": ({"model.backbone.dim": 0}, ("backbone.dim is 0", "1 or more")),
+    "a feed-forward part of no width": (
+        {"model.backbone.hidden_dim": -5},
+        ("backbone.hidden_dim is -5", "more than 0"),
+    ),
+    "angles of no base": (
+        {"model.backbone.rope_theta": 0},
+        ("backbone.rope_theta is 0", "more than 0"),
+    ),
+    "dropout of everything": (
+        {"model.backbone.dropout": 2.0},
+        ("backbone.dropout is 2.0", "[0, 1)"),
+    ),
+    "validation by the clock": (
+        {"trainer.val_check_interval": "00:01:00:00"},
+        ("trainer.val_check_interval is '00:01:00:00'", "optimizer steps"),
+    ),
+    "validation never": (
+        {"trainer.val_check_interval": 0},
+        ("trainer.val_check_interval is 0", "above 0"),
+    ),
+    "a negative norm": (
+        {"trainer.gradient_clip_val": -1.0},
+        ("trainer.gradient_clip_val is -1.0", "0 to clip nothing"),
+    ),
+    "clipping by value": (
+        {"trainer.gradient_clip_algorithm": "value"},
+        ("trainer.gradient_clip_algorithm", "'norm'"),
+    ),
+    "overfitting in a fit": (
+        {"trainer.overfit_batches": 2},
+        ("trainer.overfit_batches is 2", "`ptft_lightning check`"),
+    ),
+    "no device": ({"trainer.devices": 0}, ("devices '0'", "not a valid input")),
+    "a device with a name": ({"trainer.devices": "abc"}, ("devices 'abc'", "should be an int")),
+    "a precision that is not installed": (
+        {"trainer.precision": "transformer-engine"},
+        ("trainer (", "transformer_engine"),
+    ),
+    "a strategy that is not installed": (
+        {"trainer.strategy": "deepspeed"},
+        ("strategy 'deepspeed'", "install"),
+    ),
+    "no nodes": ({"trainer.num_nodes": 0}, ("num_nodes", "positive integer")),
+    "checkpoints every zero steps": (
+        {"checkpoint.every_n_steps": 0},
+        ("checkpoint.every_n_steps is 0", "1 or more"),
+    ),
 }
 
 
@@ -402,6 +567,47 @@ PHASE_TWO: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"ckpt_path": "{}/one/checkpoints/step=00000002.ckpt"},
         ("pretrain checkpoint", "--model.init_from"),
     ),
+    "not UTF-8 but UTF-16": ({"data.train": "{}/utf16.jsonl"}, ("utf16.jsonl", "not UTF-8")),
+    "a file of another kind": ({"data.train": "{}/paper.pdf"}, ("cannot read", "paper.pdf")),
+    "half a character": (
+        {"data.train": "{}/surrogate.jsonl"},
+        ("surrogate.jsonl line 1", "not valid Unicode"),
+    ),
+    "an open quote": ({"data.train": "{}/quote.csv"}, ("quote.csv line 3", "quotes do not match")),
+    "rows of no length": ({"data.max_length": -1}, ("data.max_length is -1", "at least 4")),
+    "a share below none": (
+        {"data.validation_share": -2.0},
+        ("validation_share is -2.0", "from 0 to 1"),
+    ),
+    "dropout of everything": ({"model.task.dropout": 3.0}, ("task.dropout is 3.0", "below 1")),
+    "a bundle whose config is empty": (
+        {"model.init_from": "{}/bundle-empty"},
+        ("bundle-empty' has no phase, backbone, head",),
+    ),
+    "a bundle of a later version": (
+        {"model.init_from": "{}/bundle-later"},
+        ("bundle-later' has bundle format 9", "reads 1"),
+    ),
+    "a bundle of an unknown kind": (
+        {"model.init_from": "{}/bundle-kind"},
+        ("backbone kind 'mamba' is unknown", "transformer"),
+    ),
+    "a bundle with an unknown setting": (
+        {"model.init_from": "{}/bundle-setting"},
+        ("backbone cannot be built", "'loops'"),
+    ),
+    "a bundle whose tensors have other shapes": (
+        {"model.init_from": "{}/bundle-wide"},
+        ("'backbone.embedding.weight' has shape (600, 32)", "needs (600, 64)"),
+    ),
+    "a bundle with garbage for tensors": (
+        {"model.init_from": "{}/bundle-weights"},
+        ("model.safetensors' cannot be read",),
+    ),
+    "code for a bundle": (
+        {"model.init_from": "{}/code.ckpt"},
+        ("code.ckpt' cannot be loaded",),
+    ),
 }
 
 
@@ -448,6 +654,16 @@ AFTER: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         "predict",
         {"run_dir": "{}/one", "text": "a"},
         ("phase-two", "FinetuneModule"),
+    ),
+    "predictions to a full disk": (
+        "predict",
+        {"run_dir": "{}/two", "text": "a", "output": "/dev/full"},
+        ("could not be written: No space left on device", "make room"),
+    ),
+    "predictions into a file": (
+        "predict",
+        {"run_dir": "{}/two", "text": "a", "output": "{}/corpus.jsonl/x"},
+        ("corpus.jsonl': File exists",),
     ),
 }
 
@@ -513,7 +729,7 @@ def test_a_config_file_that_is_a_list(tmp_path):
     ("args", "parts"),
     [
         (["fitt"], ("unknown command 'fitt'", "did you mean 'fit'?")),
-        (["zzz"], ("unknown command 'zzz'", "fit, validate, test, predict, tokenizer")),
+        (["zzz"], ("unknown command 'zzz'", "fit, validate, test, predict, ")),
         (["--config", "x.yaml"], ("unknown command '--config'", "fit, validate")),
         (["fit"], ("--config FILE", "--model and --data")),
         (["fit", "--config"], ("--config", "expected one argument")),
@@ -576,11 +792,34 @@ def test_a_config_file_that_is_a_list(tmp_path):
         (["inspect", "{}/garbage.ckpt"], ("garbage.ckpt' is torn",)),
         (["inspect", "--zzz", "1"], ("'--zzz'",)),
         (["inspect", "{}/one", "{}/two"], ("one word too many",)),
+        (
+            ["inspect", "{}/store-altered", "--verify", "true"],
+            ("'train-00000'", "store-altered' does not match its checksum", "prepare the store"),
+        ),
+        (
+            ["inspect", "{}/store-lost", "--verify", "true"],
+            ("train-00000.tokens.npy' cannot be read",),
+        ),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
 )
 def test_commands(args, parts, place):
     assert_one_line(call([filled(arg, place) for arg in args]), *parts)
+
+
+def test_a_disk_that_fills_up(store, bpe_path, tmp_path):
+    """While a checkpoint is written: one line, and no half of a file under its name."""
+    options = pretrain(tmp_path / "run", store, bpe_path, trainer__max_steps=3, data__audit=None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        run = call(words("fit", options))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert run.code == 2, run.err
+    assert run.errors == run.err.splitlines()[-1:]
+    assert "File too large: make room" in run.errors[0]
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_what_is_printed(place, capsys):
@@ -610,6 +849,6 @@ def test_two_ranks_say_it_once(store, bpe_path, tmp_path):
     ]
     processes = [launch(words("fit", options | two | change)) for change, _ in cases]
     for process, (_, parts) in zip(processes, cases, strict=True):
-        run = finish(process, timeout=60)
+        run = finish(process)
         assert_one_line(run, *parts)
         assert run.err.count("error") == 1

@@ -20,7 +20,7 @@ from ptft_lightning.modules.nets import Net, PretrainNet, TaskNet
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedLM
 from ptft_lightning.tasks.classification import Classification
-from ptft_lightning.terms import IGNORE, projected_cross_entropy
+from ptft_lightning.terms import IGNORE, LossMean, projected_cross_entropy, token_term
 
 VOCABULARY = 30
 
@@ -38,7 +38,9 @@ def evaluate(tensors: list[Tensor], labels: Tensor) -> list[Tensor]:
     hidden, weight, bias = (*tensors, None)[:3]
     assert hidden is not None
     assert weight is not None
-    total, right = projected_cross_entropy(hidden, weight, bias, labels)
+    losses, right = projected_cross_entropy(hidden, weight, bias, labels)
+    assert losses.shape == labels.shape
+    total = losses.sum()
     return [total.detach(), right, *torch.autograd.grad(total, tensors)]
 
 
@@ -85,6 +87,43 @@ def test_chunks_change_nothing(bias: bool, rows: int, monkeypatch: pytest.Monkey
     for got, value in zip(evaluate(tensors, labels), wanted, strict=True):
         torch.testing.assert_close(got, value)
     assert max(largest) == rows
+
+
+@pytest.mark.parametrize("mean", ["target", "example"])
+def test_means_against_float64(mean: LossMean) -> None:
+    """The formulas of the two means, row by row in numpy; one row has a single target, one none."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, VOCABULARY, (5, 7))
+    labels[0, 1:] = IGNORE
+    labels[1] = IGNORE
+    labels[2, ::2] = IGNORE
+    logits = rng.normal(size=(5, 7, VOCABULARY))
+    shifted = np.exp(logits)
+    negative = np.log(shifted.sum(-1)) - np.take_along_axis(
+        logits, np.maximum(labels, 0)[..., None], -1
+    ).squeeze(-1)
+    real = labels != IGNORE
+    rows = [negative[b, real[b]] for b in range(5)]
+    if mean == "target":
+        wanted, share = sum(r.sum() for r in rows) / (7 * 5), real / (7 * 5)
+    else:
+        wanted = sum(r.mean() for r in rows if len(r)) / 5
+        share = real / np.maximum(real.sum(1, keepdims=True), 1) / 5
+    onehot = np.eye(VOCABULARY)[np.maximum(labels, 0)]
+    gradient = share[..., None] * (shifted / shifted.sum(-1, keepdims=True) - onehot)
+
+    given, targets = torch.tensor(logits, requires_grad=True), torch.from_numpy(labels)
+    losses = F.cross_entropy(
+        given.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    term = token_term(losses.view(5, 7), targets, mean)
+    loss = term.minimised / (term.nominal * 5)
+    loss.backward()
+    assert loss.item() == pytest.approx(wanted, rel=1e-12)
+    assert given.grad is not None
+    np.testing.assert_allclose(given.grad.numpy(), gradient, rtol=1e-10, atol=1e-15)
+    # What is reported does not depend on the mean.
+    assert term.total.item() / term.count.item() == pytest.approx(np.concatenate(rows).mean())
 
 
 def backbone(causal: bool) -> Transformer:
@@ -138,7 +177,11 @@ def test_empty_micro_batch_gives_zeros(case: str, bpe: Tokenizer) -> None:
         assert torch.equal(p.grad, torch.zeros_like(p)), name
 
 
-@pytest.mark.parametrize("objective", [CausalLM(), MaskedLM(0.3)], ids=["causal", "masked"])
+@pytest.mark.parametrize(
+    "objective",
+    [CausalLM(), MaskedLM(0.3), CausalLM("example"), MaskedLM(0.3, loss_mean="example")],
+    ids=["causal", "masked", "causal example", "masked example"],
+)
 def test_gradient_is_that_of_the_sum(objective: CausalLM | MaskedLM, bpe: Tokenizer) -> None:
     """A row's share does not depend on what else is in its micro-batch."""
     rng = np.random.default_rng(0)
@@ -158,7 +201,7 @@ def test_gradient_is_that_of_the_sum(objective: CausalLM | MaskedLM, bpe: Tokeni
         chosen = {k: v[rows] for k, v in targets.items()}
         batch = build_batch(tokens[rows], documents[rows, :-1], numbers[rows], chosen, 2)
         (term,) = net(batch).terms.values()
-        (term.total / term.nominal).backward()
+        (term.minimised / term.nominal).backward()
         return [p.grad.clone() for p in net.parameters() if p.grad is not None], term.nominal
 
     whole, nominal = gradients([0, 1, 2])

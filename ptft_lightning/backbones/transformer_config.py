@@ -106,6 +106,9 @@ class TransformerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"backbone.{name} is {value}: give 1 or more")
+        for name in ("hidden_dim", "norm_eps", "rope_theta"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f"backbone.{name} is {getattr(self, name)}: give more than 0")
         for name in ("dropout", "attention_dropout", "ffn_dropout"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise UserError(

@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from ptft_lightning.commands.tool import run_tool
-from ptft_lightning.data.token_store import read_manifest
+from ptft_lightning.data.token_store import SPLITS, TokenStore, read_manifest
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
 
-def inspect(path: str) -> None:
+def inspect(path: str, verify: bool = False) -> None:
     """Print what is at a path, as JSON.
 
     Args:
         path: A bundle, run directory, checkpoint, Hugging Face folder, token store or tokenizer.
+        verify: Read all of a token store and compare its checksums.
     """
     place = Path(path)
     if not place.exists():
         raise UserError(f"not found: '{path}'")
     if (place / "manifest.json").is_file():
         facts = _store(place)
+        for split in SPLITS if verify else ():
+            TokenStore(place, split).verify()
     elif place.name == "tokenizer.json" or (
         (place / "tokenizer.json").is_file() and not (place / "config.json").is_file()
     ):

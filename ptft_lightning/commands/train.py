@@ -106,7 +106,7 @@ class CLI(ConfigCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-        except UserError:
+        except (UserError, OSError):
             self._end_children()
             raise
 
@@ -126,11 +126,7 @@ class CLI(ConfigCLI):
         """Refuse what cannot work, then find the checkpoint or bundle a command means."""
         options = self.options
         torch.set_float32_matmul_precision(options.float32_matmul_precision)
-        if options.trainer.strategy in ("fsdp", "fsdp_cpu_offload"):
-            raise UserError(
-                f"trainer.strategy is '{options.trainer.strategy}': sharding here is FSDP2, add "
-                "--config configs/trainer/fsdp.yaml instead"
-            )
+        refuse_unsupported(options.trainer)
         self.complete_options()
 
     def complete_options(self) -> None:
@@ -177,7 +173,7 @@ class CLI(ConfigCLI):
         options.logger = build_loggers(options.logger, run_dir) if fitting else False
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             given = ", ".join(f"{k} {options[k]!r}" for k in ("accelerator", "devices", "strategy"))
             raise UserError(f"trainer ({given}): {one_line(str(error))}") from error
         # Under SLURM, Lightning 2.6.6 silently trains with the tasks there are.
@@ -249,6 +245,38 @@ class CLI(ConfigCLI):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
         say(f"{len(lines)} predictions: {output}")
+
+
+def refuse_unsupported(trainer: Namespace) -> None:
+    """What Lightning takes and this program does not.
+
+    Raises:
+        UserError: naming the option and what to give instead.
+    """
+    interval, clip = trainer.val_check_interval, trainer.gradient_clip_val
+    counted = interval is None or isinstance(interval, (int, float))
+    refusals = (
+        (
+            "strategy",
+            trainer.strategy in ("fsdp", "fsdp_cpu_offload"),
+            "sharding here is FSDP2, add --config configs/trainer/fsdp.yaml instead",
+        ),
+        (
+            "val_check_interval",
+            not counted or (interval is not None and interval <= 0),
+            "give a number of optimizer steps, or a share of an epoch above 0",
+        ),
+        ("gradient_clip_val", (clip or 0) < 0, "give a norm above 0, or 0 to clip nothing"),
+        (
+            "gradient_clip_algorithm",
+            trainer.gradient_clip_algorithm not in (None, "norm"),
+            "only 'norm' is supported",
+        ),
+        ("overfit_batches", trainer.overfit_batches != 0, "use `ptft_lightning check` instead"),
+    )
+    for name, refused, fix in refusals:
+        if refused:
+            raise UserError(f"trainer.{name} is {trainer[name]!r}: {fix}")
 
 
 def global_rank() -> int:

@@ -18,7 +18,7 @@ from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Ids, Layout
-from ptft_lightning.data.prepare import prepare_store, shown_change
+from ptft_lightning.data.prepare import check_share, prepare_store, shown_change
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
 from ptft_lightning.data.sources import expand_sources
@@ -133,6 +133,7 @@ class CorpusDataModule(PhaseData):
         audit: str | None = None,
     ) -> None:
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
+        check_share(validation_share)
         self.store, self.files, self.tokenizer_path = store, files or [], tokenizer
         self.column, self.layout, self.length = column, layout, length
         self.encoding, self.on_bad_document = encoding, on_bad_document

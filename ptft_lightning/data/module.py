@@ -49,6 +49,8 @@ class PhaseData(L.LightningDataModule):
         for name in ("global_batch_size", "micro_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}: give 1 or more")
+        if workers < 0:
+            raise UserError(f"data.workers is {workers}: give 0 or more processes")
         # Preparation runs once, on global rank 0; the others wait without a time-out.
         self.prepare_data_per_node = False
         self.segments = Segments((Segment(0, 0, global_batch_size),))

@@ -105,6 +105,12 @@ def sample_documents(
                 yield document
 
 
+def check_share(validation_share: float) -> None:
+    """Refuse what is no share."""
+    if not 0 <= validation_share <= 1:
+        raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
+
+
 def held_out(document: str, share: float) -> bool:
     """Whether a document belongs to the validation split: decided by its text alone."""
     digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
@@ -175,8 +181,7 @@ def _check_settings(files: list[str], unit_bytes: int, validation_share: float) 
         raise UserError("no files to prepare: name them with --data.files (or --files)")
     if unit_bytes < 1:
         raise UserError(f"--unit_bytes is {unit_bytes}: give 1 or more")
-    if not 0 <= validation_share <= 1:
-        raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
+    check_share(validation_share)
 
 
 def check_bad_share(manifest: Manifest, on_bad: OnBadDocument, limit: float) -> None:

@@ -14,7 +14,7 @@ from ptft_lightning.data.examples import Columns, Example, read_examples
 from ptft_lightning.data.findings import UnknownLabels, known_only, report_cut, report_empty
 from ptft_lightning.data.label_names import name_labels, read_label_names
 from ptft_lightning.data.module import BatchLoader, PhaseData
-from ptft_lightning.data.prepare import held_out
+from ptft_lightning.data.prepare import check_share, held_out
 from ptft_lightning.data.sample_order import Numbers, Segments
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
@@ -64,6 +64,7 @@ class TaskDataModule(PhaseData):
         audit: str | None = None,
     ) -> None:
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
+        check_share(validation_share)
         self.files = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.text, self.columns = text, columns
         self.label_names, self.unknown_labels = label_names, unknown_labels

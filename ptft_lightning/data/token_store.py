@@ -142,9 +142,14 @@ def read_manifest(directory: str | Path) -> Manifest:
             f"token store '{directory}' has format {version}, this version reads "
             f"{FORMAT}: prepare it again into another directory"
         )
-    for split in SPLITS:
-        content[split] = [Shard(**shard) for shard in content[split]]
-    return Manifest(**content)
+    try:
+        for split in SPLITS:
+            content[split] = [Shard(**shard) for shard in content[split]]
+        return Manifest(**content)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"'{file}' is not whole ({error}): prepare the store again into another directory"
+        ) from error
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -232,9 +237,10 @@ class TokenStore:
         """Read every shard and compare its checksum.
 
         Raises:
-            UserError: naming the shard that differs.
+            UserError: naming the shard that differs or cannot be read.
         """
         for shard in self.shards:
+            self._map(shard)
             digest = hashlib.sha256()
             for kind in self.manifest.arrays:
                 digest.update((self.directory / f"{shard.name}.{kind}.npy").read_bytes())

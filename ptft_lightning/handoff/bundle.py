@@ -47,6 +47,8 @@ class Bundle:
             raise UserError(
                 f"'{path}' has bundle format {config.get('format')}, this version reads {FORMAT}"
             )
+        if missing := [key for key in ("phase", "backbone", "head") if key not in config]:
+            raise UserError(f"the config of the bundle '{path}' has no {', '.join(missing)}")
         self.path, self.config, self.lineage = path, config, lineage
         self._tokenizer_text = tokenizer_text
 
@@ -176,6 +178,8 @@ def _json(file: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"'{file}' is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"'{file}' holds no names and values: the bundle was changed")
     return content
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ptft_lightning.data.module import say
+from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import recover_directories, replace_directory, write_bundle
 from ptft_lightning.handoff.lineage import model_card
 from ptft_lightning.modules.finetune import FinetuneModule
@@ -74,7 +75,10 @@ class Checkpoints(Callback):
     """
 
     def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
-        self.every_n_steps, self.keep = max(1, every_n_steps), max(1, keep)
+        for name, value in (("every_n_steps", every_n_steps), ("keep", keep)):
+            if value < 1:
+                raise UserError(f"checkpoint.{name} is {value}: give 1 or more")
+        self.every_n_steps, self.keep = every_n_steps, keep
         self.run_dir = Path("runs/default")  # set by the command line
         self.best: float | None = None
         self.saved_step = -1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
 from ptft_lightning.data.token_store import sync_directory
+from ptft_lightning.errors import UserError
 
 
 def correct_batch_progress(checkpoint: dict[str, Any], accumulation: int) -> None:
@@ -40,6 +42,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     (pytorch-lightning#21253).
     """
 
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """One of ours, without executing anything in it.
+
+        Raises:
+            UserError: it cannot be read, or another program wrote it.
+        """
+        try:
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, True)
+        except (RuntimeError, UnpicklingError) as error:
+            what = str(error).splitlines()[0]
+            raise UserError(f"--ckpt_path '{path}' cannot be loaded: {what}") from error
+        if "loops" not in checkpoint:
+            raise UserError(f"--ckpt_path '{path}' is no checkpoint of a run of this program")
+        return checkpoint
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
@@ -54,6 +73,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(stream.fileno())
             os.replace(temporary, target)
             sync_directory(target.parent)
+        except RuntimeError as error:
+            # What the system said, such as that the disk is full, stands behind torch's complaint.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -68,9 +68,18 @@ class TaskNet(Net):
 
 
 def build_backbone(kind: str, config: dict[str, Any], vocab_size: int) -> Backbone:
-    """A backbone from the plain values of a bundle; kinds are our own classes."""
+    """A backbone from the plain values of a bundle; kinds are our own classes.
+
+    Raises:
+        UserError: an unknown kind or setting, as in a bundle of a later version.
+    """
+    if kind not in BACKBONES:
+        raise UserError(f"backbone kind '{kind}' is unknown: choose from {', '.join(BACKBONES)}")
     model, shape = BACKBONES[kind]
-    backbone: Backbone = model(shape(**config), vocab_size)
+    try:
+        backbone: Backbone = model(shape(**config), vocab_size)
+    except TypeError as error:
+        raise UserError(f"the bundle's backbone cannot be built: {error}") from error
     return backbone
 
 

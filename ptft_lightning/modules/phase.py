@@ -159,7 +159,7 @@ class PhaseModule(L.LightningModule):
         # Lightning divides by the accumulation, the strategy averages over ranks: undo both.
         whole = self.trainer.accumulate_grad_batches * self.trainer.world_size
         losses = [
-            t.weight * t.total / (t.nominal * batch.step_samples) for t in output.terms.values()
+            t.weight * t.minimised / (t.nominal * batch.step_samples) for t in output.terms.values()
         ]
         return whole * torch.stack(losses).sum()
 

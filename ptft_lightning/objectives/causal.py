@@ -15,20 +15,30 @@ from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.sample_order import Numbers
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.objectives.base import Objective, PretrainHead, VocabularyProjection
-from ptft_lightning.terms import IGNORE, Output, Term, projected_cross_entropy
+from ptft_lightning.terms import IGNORE, LossMean, Output, projected_cross_entropy, token_term
 
 
 class CausalLM(Objective):
-    """Next-token prediction (Radford et al. 2019). The first token of a document has no context
-    and is not predicted."""
+    """Next-token prediction (Radford et al. 2019): the chain rule, p(x) = prod_t p(x_t | x_<t).
+
+    The loss of a document, -sum_t log p(x_t | x_<t), is its negative log-likelihood given its
+    first token, which has no context and is not predicted. Where a row begins within a document
+    the context is that row's alone, so that the loss is an upper bound.
+
+    Args:
+        loss_mean: Whether every target weighs the same, or every row (see `token_term`).
+    """
 
     name = "causal"
     causal = True
     per_byte = True
 
+    def __init__(self, loss_mean: LossMean = "target") -> None:
+        self.loss_mean = loss_mean
+
     def config(self) -> dict[str, Any]:
-        """No settings."""
-        return {}
+        """How losses are averaged."""
+        return {"loss_mean": self.loss_mean}
 
     def make(
         self,
@@ -49,23 +59,23 @@ class CausalLM(Objective):
 
     def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
         """A projection to the vocabulary, without bias."""
-        return CausalHead(backbone, tied)
+        return CausalHead(backbone, tied, self.loss_mean)
 
 
 class CausalHead(PretrainHead):
     """Vocabulary logits at every position."""
 
-    def __init__(self, backbone: Backbone, tied: bool) -> None:
+    def __init__(self, backbone: Backbone, tied: bool, loss_mean: LossMean = "target") -> None:
         super().__init__()
+        self.loss_mean = loss_mean
         self.projection = VocabularyProjection(backbone, tied, bias=False)
 
     def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
         """(B, T, dim) hidden states -> the `causal` term over B*T targets."""
-        labels = batch.targets["labels"].flatten()
-        weight, bias = self.projection.matrices(embedding)
-        total, right = projected_cross_entropy(hidden.flatten(0, 1), weight, bias, labels)
-        count = (labels != IGNORE).sum()
-        term = Term(total, count, nominal=float(hidden.shape[1]))
+        labels = batch.targets["labels"]
+        projection = self.projection.matrices(embedding)
+        losses, right = projected_cross_entropy(hidden.flatten(0, 1), *projection, labels.flatten())
+        term = token_term(losses.view_as(labels), labels, self.loss_mean)
         return Output({"causal": term}, {"accuracy": right})
 
     def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ptft_lightning.data.sample_order import Numbers, Words, random_words
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.objectives.base import Objective, PretrainHead, VocabularyProjection
-from ptft_lightning.terms import IGNORE, Output, Term, projected_cross_entropy
+from ptft_lightning.terms import IGNORE, LossMean, Output, projected_cross_entropy, token_term
 
 MASKED, RANDOM = 0.8, 0.1  # the rest stays as it is (Devlin et al. 2019)
 LAST = np.uint64(2**64 - 1)
@@ -30,24 +30,37 @@ class MaskedLM(Objective):
     used: shapes never change, and the vocabulary projection runs on the slots alone. Which tokens
     are hidden depends on (seed, sample number) and nothing else.
 
+    The loss of a row x with hidden set M is -sum_{t in M} log p(x_t | x with M hidden), whose
+    mean over random M is minimised (Devlin et al. 2019). That is no likelihood of the text. A
+    model so trained can score a text by its pseudo-log-likelihood, sum_t log p(x_t | x without
+    x_t), one token hidden at a time (Wang & Cho 2019; Salazar et al. 2020): the loss here hides
+    more of the context, and its conditionals need not belong to any one distribution p(x).
+
     Args:
         rate: Share of tokens to predict; BERT used 0.15, ModernBERT 0.3.
         whole_words: Hide all tokens of a word or none; the token store must have word starts. A
             word that is longer than the places left is passed over.
+        loss_mean: Whether every target weighs the same, or every row (see `token_term`).
     """
 
     name = "masked"
     causal = False
     per_byte = False
 
-    def __init__(self, rate: float = 0.15, whole_words: bool = False) -> None:
+    def __init__(
+        self, rate: float = 0.15, whole_words: bool = False, loss_mean: LossMean = "target"
+    ) -> None:
         if not 0 < rate < 1:
             raise UserError(f"objective.rate is {rate}: give a share between 0 and 1")
-        self.rate, self.whole_words = rate, whole_words
+        self.rate, self.whole_words, self.loss_mean = rate, whole_words, loss_mean
 
     def config(self) -> dict[str, Any]:
-        """The share of tokens, and whether words stay whole."""
-        return {"rate": self.rate, "whole_words": self.whole_words}
+        """The share of tokens, whether words stay whole, how losses are averaged."""
+        return {
+            "rate": self.rate,
+            "whole_words": self.whole_words,
+            "loss_mean": self.loss_mean,
+        }
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer without a mask token."""
@@ -100,7 +113,7 @@ class MaskedLM(Objective):
 
     def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
         """BERT's head: dense, GELU, LayerNorm, projection with bias."""
-        return MaskedHead(backbone, tied)
+        return MaskedHead(backbone, tied, self.loss_mean)
 
 
 def whole_word_order(order: Words, starts: Ids, documents: Ids, wanted: Numbers) -> Words:
@@ -143,21 +156,21 @@ def whole_word_order(order: Words, starts: Ids, documents: Ids, wanted: Numbers)
 class MaskedHead(PretrainHead):
     """Vocabulary logits at the slots alone."""
 
-    def __init__(self, backbone: Backbone, tied: bool) -> None:
+    def __init__(self, backbone: Backbone, tied: bool, loss_mean: LossMean = "target") -> None:
         super().__init__()
+        self.loss_mean = loss_mean
         self.dense = nn.Linear(backbone.dim, backbone.dim, bias=backbone.bias)
         self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps, bias=backbone.bias)
         self.projection = VocabularyProjection(backbone, tied, bias=True)
 
     def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
         """(B, T, dim) hidden states -> the `masked` term over B*K slots."""
-        slots, labels = batch.targets["slots"], batch.targets["labels"].flatten()
+        slots, labels = batch.targets["slots"], batch.targets["labels"]
         index = slots[..., None].expand(-1, -1, hidden.shape[-1])
         chosen = self._transform(torch.gather(hidden, 1, index).flatten(0, 1))
-        weight, bias = self.projection.matrices(embedding)
-        total, right = projected_cross_entropy(chosen, weight, bias, labels)
-        count = (labels != IGNORE).sum()
-        term = Term(total, count, nominal=float(slots.shape[1]))
+        projection = self.projection.matrices(embedding)
+        losses, right = projected_cross_entropy(chosen, *projection, labels.flatten())
+        term = token_term(losses.view_as(labels), labels, self.loss_mean)
         return Output({"masked": term}, {"accuracy": right})
 
     def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -92,6 +93,10 @@ class MultiLabel(Task):
         if found:
             labels[["label" in e.targets for e in packed]] = found
         return {**spans_of(packed, rows, starts), "label": labels}
+
+    def uniform_loss(self, labels: list[str]) -> float:
+        """Yes or no for each label: ln 2."""
+        return math.log(2)
 
     def build_head(self, backbone: Backbone, labels: list[str]) -> TaskHead:
         """A linear layer on the pooled vector."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Encoded
 from ptft_lightning.data.packing import Ids
+from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import TaskHead
 
 Pooling = Literal["auto", "mean", "first", "last"]
@@ -29,6 +30,8 @@ class PooledHead(TaskHead):
         self, dim: int, outputs: int, pooling: Pooling, dropout: float, bias: bool = True
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise UserError(f"task.dropout is {dropout}: give a probability from 0 to below 1")
         self.pooling = "mean" if pooling == "auto" else pooling
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(dim, outputs, bias=bias)

@@ -37,7 +37,7 @@ from ptft_lightning.tuning.frozen import Frozen
 
 GLOBAL = 7  # no number of ranks or micro-batches divides it
 CASES = (
-    *("causal", "masked", "two_terms", "classification", "frozen"),
+    *("causal", "masked", "per_example", "two_terms", "classification", "frozen"),
     *("weighted", "multilabel", "regression"),
 )
 TASKS = {
@@ -103,7 +103,12 @@ def one_step(
         places = (Path(setup["examples"]), Path(setup["tokenizer"]))
         data: Any = tiny.examples(*places, columns=columns, **sizes)
     else:
-        objective = {"causal": CausalLM(), "masked": MaskedLM(0.3), "two_terms": MaskedAndLong(0.3)}
+        objective = {
+            "causal": CausalLM(),
+            "masked": MaskedLM(0.3),
+            "per_example": CausalLM(loss_mean="example"),
+            "two_terms": MaskedAndLong(0.3),
+        }
         module = tiny.pretrain(objective[case])
         data = tiny.corpus(Path(setup["store"]), Path(setup["tokenizer"]), **sizes)
     seen = tiny.Gradients()
