@@ -482,7 +482,7 @@ SWEEP = ("sweep", "--config", "{}/two/config.yaml", "--output", "{}/sweep")
             ],
             ("one device, this config takes 2", "--trainer.devices 1"),
         ),
-        (["sweep"], ("--config, --space, --output are missing",)),
+        (["sweep"], ("--config and --space and --output are missing",)),
         ([*SWEEP, "--spacee", "x"], ("'--spacee'", "did you mean '--space'?")),
         ([*SWEEP, "--space", "{}/nope.yaml"], ("--space not found", "nope.yaml")),
         ([*SWEEP, "--space", "{}/blank.txt"], ("holds no settings", "log_uniform")),
