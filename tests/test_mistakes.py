@@ -71,6 +71,7 @@ def place(
     (at / "zebra.jsonl").write_text('{"text": "a b", "label": "zebra"}\n')
     (at / "one.jsonl").write_text('{"text": "a b", "label": "water"}\n' * 5)
     (at / "latin.csv").write_bytes("text,label\ncafé,water\n".encode("latin-1"))
+    (at / "space.yaml").write_text("model.optimizer.lrr: {uniform: [1, 2]}\n")
     (at / "new.jsonl").write_text('{"text": "a b"}\n')
     (at / "chinese.txt").write_bytes(("语言模型与文本数据。\n" * 9).encode("gb18030"))
     (at / "latin.txt").write_bytes("déjà vu\n\nété\n".encode("latin-1"))
@@ -724,6 +725,8 @@ def test_a_config_file_that_is_a_list(tmp_path):
 
 # The other commands.
 
+SWEEP = ("sweep", "--config", "{}/two/config.yaml", "--output", "{}/sweep")
+
 
 @pytest.mark.parametrize(
     ("args", "parts"),
@@ -785,6 +788,34 @@ def test_a_config_file_that_is_a_list(tmp_path):
             ["tokenizer", "--files", "[{}/half.jsonl]", "--output", "{}/t", "--vocab_size", "300"],
             ("9 documents", "half.jsonl at byte 17", "--max_bad_share"),
         ),
+        (["tune"], ("what to train?", "--config FILE")),
+        (["tune", "--config", "{}/two/config.yaml"], ("--what lr or --what micro_batch_size",)),
+        (
+            ["tune", "--config", "{}/two/config.yaml", "--what", "rate"],
+            ("what is 'rate'", "'lr', 'micro_batch_size'"),
+        ),
+        (
+            ["tune", "--config", "{}/two/config.yaml", "--what", "lr", "--min_lr", "2"],
+            ("--min_lr 2.0 and --max_lr 1.0",),
+        ),
+        (
+            ["tune", "--config", "{}/two/config.yaml", "--what", "lr", "--steps", "3"],
+            ("--steps is 3", "18 or more"),
+        ),
+        (
+            [
+                *("tune", "--config", "{}/two/config.yaml", "--what", "micro_batch_size"),
+                *("--trainer.devices", "2", "--trainer.strategy", "ddp"),
+            ],
+            ("one device, this config takes 2", "--trainer.devices 1"),
+        ),
+        (["sweep"], ("--config and --space and --output are missing",)),
+        ([*SWEEP, "--spacee", "x"], ("'--spacee'", "did you mean '--space'?")),
+        ([*SWEEP, "--space", "{}/nope.yaml"], ("--space not found", "nope.yaml")),
+        ([*SWEEP, "--space", "{}/blank.txt"], ("holds no settings", "log_uniform")),
+        ([*SWEEP, "--space", "{}/blank.txt", "--metric", "val_f"], ("'val_f'", "--direction")),
+        ([*SWEEP, "--space", "{}/blank.txt", "--trials", "0"], ("--trials is 0",)),
+        ([*SWEEP, "--space", "{}/space.yaml"], ("'model.optimizer.lrr'", "did you mean 'lr'?")),
         (["inspect"], ("path is missing",)),
         (["inspect", "{}/nope"], ("not found", "nope")),
         (["inspect", "{}/directory"], ("directory' is not a bundle",)),

@@ -34,8 +34,21 @@ AS_FAST = 0.95  # of the best tokens/s: then the smaller size will do
 class TuneTrainer(L.Trainer):
     """A trainer with the subcommand's name."""
 
-    def tune(self, model: L.LightningModule, datamodule: L.LightningDataModule) -> None:
-        """Look for a learning rate or a micro-batch size; nothing else is kept."""
+    def tune(
+        self,
+        model: L.LightningModule,
+        datamodule: L.LightningDataModule,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Look for a learning rate or a micro-batch size; nothing else is kept.
+
+        Args:
+            model: What to fit.
+            datamodule: On what.
+            ckpt_path: Not used; it stands in the config of a run.
+            weights_only: Not used; it stands in the config of a run.
+        """
         self.fit(model, datamodule=datamodule)
 
 

@@ -44,7 +44,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_newton_schulz_bends_the_singular_values_alone(shape: tuple[int, int]) -> None:
-    """In float64 the iteration is a polynomial of each singular value; bfloat16 stays near it."""
+    """The iteration is a polynomial of each singular value."""
     matrix = random(*shape)
     u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
     a, b, c = COEFFICIENTS
@@ -53,7 +53,9 @@ def test_newton_schulz_bends_the_singular_values_alone(shape: tuple[int, int]) -
         values = a * values + b * values**3 + c * values**5
     got = newton_schulz(matrix)
     wanted = u @ values.diag() @ v
-    assert (got.double() - wanted).norm() / wanted.norm() < 0.02
+    assert (got.double() - wanted).norm() / wanted.norm() < 1e-4
+    rounded = newton_schulz(matrix.bfloat16()).double()
+    assert (rounded - wanted).norm() / wanted.norm() < 0.03
     singular = torch.linalg.svdvals(got.float())
     assert singular.min() > 0.6
     assert singular.max() < 1.3
@@ -76,14 +78,19 @@ def torch_muon(parameters: list[Tensor]) -> torch.optim.Muon:
     return torch.optim.Muon(parameters, **settings, adjust_lr_fn="match_rms_adamw")
 
 
+def assert_same_way(mine: Tensor, theirs: Tensor) -> None:
+    """torch's Muon computes in bfloat16 everywhere."""
+    assert theirs.norm() > 0.1
+    assert (mine - theirs).norm() / theirs.norm() < 0.02
+
+
 def test_whole_matrices_move_as_in_torch() -> None:
     start = [random(*shape, seed=9) for shape in SHAPES]
     mine, theirs = copies(*start), copies(*start)
     steps([Muon({p: (p.shape[0],) for p in mine}, 0.02, 0.1, 0.9)], mine, 4)
     steps([torch_muon(theirs)], theirs, 4)
     for one, other, before in zip(mine, theirs, start, strict=True):
-        assert (other - before).norm() > 0.1
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        assert_same_way(one - before, other - before)
 
 
 def test_each_part_of_a_fused_matrix_moves_on_its_own() -> None:
@@ -97,7 +104,7 @@ def test_each_part_of_a_fused_matrix_moves_on_its_own() -> None:
             part.grad = gradient.clone()
         mine.step()
         theirs.step()
-    torch.testing.assert_close(fused, torch.cat(apart), rtol=1e-5, atol=1e-6)
+    assert_same_way(fused - start, torch.cat(apart) - start)
 
 
 def net(**shape: Any) -> PretrainNet:
@@ -240,9 +247,7 @@ def one_process(store: Path, bpe_path: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks(strategy: str, one_process, store, bpe_path, tmp_path):
-    """DDP in one go; FSDP2 stopped and resumed from a sharded checkpoint. Newton-Schulz rounds to
-    bfloat16's 3 digits, so that other roundings of a gradient grow; a part that was orthogonalised
-    alone would be far off."""
+    """DDP in one go; FSDP2 stopped and resumed from a sharded checkpoint."""
     ranks = {"trainer.devices": 2, "config": str(CONFIGS / f"{strategy}.yaml")}
     options = pretrain(tmp_path / "run", store, bpe_path, **STEADY) | ranks
     for limit in (5,) if strategy == "ddp" else (3, 5):
@@ -254,7 +259,7 @@ def test_two_ranks(strategy: str, one_process, store, bpe_path, tmp_path):
     for name, value in theirs.items():
         moved = (value - start[name]).norm()
         assert moved > 0, name
-        assert (mine[name] - value).norm() / moved < 0.1, name
+        assert (mine[name] - value).norm() / moved < 0.02, name
     left, right = (read_metrics(path) for path in (tmp_path / "run", one_process))
     losses = [[float(row["train_loss"]) for row in rows] for rows in (left, right)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
