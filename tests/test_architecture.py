@@ -41,7 +41,8 @@ LAYERS = (
 # Parts that no core file imports, except inside the function that needs them.
 LEAVES = (
     *("generation", "interop", "report"),
-    *("tasks/multilabel.py", "tasks/regression.py"),
+    *("tasks/class_weights.py", "tasks/classification.py", "tasks/matthews.py"),
+    *("tasks/multilabel.py", "tasks/pooling.py", "tasks/regression.py"),
 )
 CORE_CODE_LINES = 4500  # 3,000 is the aim
 FILE_LINES = 300

@@ -22,7 +22,6 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
 import ptft_lightning.objectives.masked
-import ptft_lightning.tasks.classification
 import ptft_lightning.tuning.frozen  # noqa: F401
 from ptft_lightning.commands.mistakes import one_line
 from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig
@@ -265,6 +264,7 @@ def quieten() -> None:
 def run(command: str, args: list[str]) -> None:
     """The command line's way in."""
     # Leaves, so that their short names are known.
+    import ptft_lightning.tasks.classification
     import ptft_lightning.tasks.multilabel
     import ptft_lightning.tasks.regression  # noqa: F401
 

@@ -81,7 +81,7 @@ class Preflight:
                 f"the bundle '{bundle.path}' was tuned for '{head['name']}', model.task is "
                 f"'{task['name']}': start from the phase-one bundle it was made from"
             )
-        elif head["config"] != task["config"]:
+        elif task["config"] | head["config"] != task["config"]:  # older bundles know fewer
             self.problems.append(
                 f"the bundle '{bundle.path}' was tuned with task settings {head['config']}, "
                 f"model.task has {task['config']}: give the same"
