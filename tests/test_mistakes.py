@@ -87,6 +87,8 @@ def place(
     shutil.copytree(bpe_path, at / "lost")
     (at / "lost" / "special_tokens_map.json").write_text('{"mask_token": "<gone>"}')
     write_damaged(at, store, corpus_file)
+    (at / "list.jsonl").write_text('{"text": "a b", "label": ["water", "land"]}\n' * 2)
+    (at / "twice.txt").write_text("water\nwater\n")
     return at
 
 
@@ -563,6 +565,52 @@ PHASE_TWO: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"model.task": "Clasification"},
         ("model.task is 'Clasification'", "did you mean 'Classification'?"),
     ),
+    "a metric the task does not have": (
+        {"model.task.monitor": "rouge"},
+        ("model.task.monitor is 'rouge'", "'accuracy', 'macro_f1', 'mcc', 'loss'"),
+    ),
+    "weights of labels that are none": (
+        {"model.task.class_weights": {"waterr": 2.0}},
+        ("task.class_weights names ['waterr']", "['land', 'water']"),
+    ),
+    "weights of fewer labels": (
+        {"model.task.class_weights": [2.0]},
+        ("task.class_weights has 1 numbers, there are 2 labels",),
+    ),
+    "unknown kind of weights": (
+        {"model.task.class_weights": "balancd"},
+        ("model.task.class_weights is 'balancd'", "'balanced'"),
+    ),
+    "a list where one label is wanted": (
+        {"data.train": "{}/list.jsonl"},
+        ("list.jsonl line 1", "['water', 'land']", "choose MultiLabel"),
+    ),
+    "words where numbers are wanted": (
+        {"model.task": "Regression"},
+        ("train.jsonl line 1", "is not a number"),
+    ),
+    "a threshold that is no probability": (
+        {"model.task": "MultiLabel", "model.task.threshold": 50},
+        ("task.threshold is 50", "between 0 and 1"),
+    ),
+    "one name for two labels": (
+        {"data.label_names": "{}/twice.txt"},
+        ("data.label_names: ['water'] stand for several labels",),
+    ),
+    "missing names of labels": ({"data.label_names": "{}/nope.txt"}, ("not found", "nope.txt")),
+    "no patience": ({"early_stopping.patience": 0}, ("early_stopping.patience is 0", "1 or more")),
+    "early stopping without validation": (
+        {
+            "early_stopping.patience": 2,
+            "data.validation": None,
+            "data.validation_share": 0.0,
+        },
+        ("early_stopping.patience needs validations", "data.validation"),
+    ),
+    "neither stop nor skip": (
+        {"data.unknown_labels": "ignore"},
+        ("data.unknown_labels is 'ignore'", "'stop', 'skip'"),
+    ),
     "unknown tuning": ({"model.tuning": "Prompt"}, ("model.tuning is 'Prompt'", "Frozen or Full")),
     "a checkpoint of phase one": (
         {"ckpt_path": "{}/one/checkpoints/step=00000002.ckpt"},
@@ -628,6 +676,11 @@ AFTER: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         "test",
         {"run_dir": "{}/two", "data.test": "{}/zebra.jsonl"},
         ("zebra.jsonl line 1", "'zebra'", "['land', 'water']"),
+    ),
+    "a setting the bundle was not tuned with": (
+        "test",
+        {"run_dir": "{}/two", "model.task.label_smoothing": 0.2},
+        ("tuned with task settings", "'label_smoothing': 0.0", "give the same"),
     ),
     "unknown key": (
         "test",

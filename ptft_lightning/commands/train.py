@@ -23,7 +23,6 @@ from torch import Tensor
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
 import ptft_lightning.objectives.masked
-import ptft_lightning.tasks.classification
 import ptft_lightning.tuning.frozen  # noqa: F401
 from ptft_lightning.commands.mistakes import one_line
 from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig
@@ -319,6 +318,7 @@ def start(
 ) -> None:
     """Read the config and run the command."""
     # Leaves, so that their short names are known.
+    import ptft_lightning.tasks.classification
     import ptft_lightning.tasks.multilabel
     import ptft_lightning.tasks.regression  # noqa: F401
 

@@ -28,7 +28,7 @@ def known_only(
     unknown: UnknownLabels,
 ) -> list[Example]:
     """The examples whose labels are all known. Others stop the run; `skip` tells and leaves them
-    out, but never of the training file.
+    out, but never of the training file, and never all of them.
 
     Raises:
         UserError: naming the first unknown label, its place, and how many examples have one.
@@ -40,8 +40,9 @@ def known_only(
     first = examples[min(strange)]
     name = next(label for label in labels_of(first) if label not in known)
     said = f"label '{name}' is not one of {shown(labels)}"
-    if unknown == "stop" or split == "train":
-        skip = "" if split == "train" else ", or leave such examples out: data.unknown_labels skip"
+    skippable = split != "train" and len(strange) < len(examples)
+    if unknown == "stop" or not skippable:
+        skip = ", or leave such examples out: data.unknown_labels skip" if skippable else ""
         raise UserError(
             f"{first.place}: {said} ({_share(len(strange), examples)} of {split} have such a "
             f"label): correct them{skip}"

@@ -93,7 +93,8 @@ class Preflight:
             )
             return
         for name in task.shaping:
-            was, now = head["config"].get(name), task.config()[name]
+            now = task.config()[name]
+            was = head["config"].get(name, now)  # older bundles know fewer
             if was != now:
                 self.problems.append(
                     f"the bundle '{bundle.path}' was tuned with model.task.{name} {was!r}, yours "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -43,15 +43,18 @@ class StopEarly(Callback):
         """See `state_dict`."""
         self.best, self.waited = state_dict["best"], state_dict["waited"]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A run that has ended does not begin again."""
-        if self.patience is None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse to wait for what never comes."""
+        if self.patience is None or stage != "fit":
             return
-        if not (trainer.enable_validation and trainer.val_dataloaders):
+        if not (trainer.limit_val_batches and cast(Any, trainer).datamodule.val_dataloader()):
             raise UserError(
                 "early_stopping.patience needs validations: name a data.validation file, or hold "
                 "out a data.validation_share"
             )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that has ended does not begin again."""
         self._stop_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

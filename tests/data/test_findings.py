@@ -42,6 +42,11 @@ def test_training_examples_are_never_left_out() -> None:
         known_only("train", examples("a", "z"), ["a", "b"], label_of, "skip")
 
 
+def test_not_all_examples_can_be_left_out() -> None:
+    with pytest.raises(UserError, match=r"\(2 of 2 examples \(100\.0%\) of test .*: correct them$"):
+        known_only("test", examples("y", "z"), ["a", "b"], label_of, "skip")
+
+
 def test_known_and_missing_labels_are_no_finding(capsys: pytest.CaptureFixture[str]) -> None:
     given = [*examples("a", "b"), Example("x", None, None, "--text 1")]
     assert known_only("predict", given, ["a", "b"], label_of, "stop") == given
