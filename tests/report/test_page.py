@@ -82,7 +82,9 @@ def write_run(at: Path, steps: int = 30) -> Path:
             for s in range(1, steps + 1)]  # fmt: skip
     head = "step,train_loss,lr,tokens,tokens_per_s,seconds_per_step,val_loss"
     (at / "metrics.csv").write_text("\n".join([head, *rows]) + "\n")
-    (at / "config.yaml").write_text("trainer: {max_steps: 40}\nmodel: {class_path: a.PretrainModule}")
+    (at / "config.yaml").write_text(
+        "trainer: {max_steps: 40}\nmodel: {class_path: a.PretrainModule}"
+    )
     return at
 
 
@@ -163,8 +165,9 @@ def test_sets_of_labels(tmp_path):
         scores = rng.uniform(0, 1, 3).round(6)
         gold = [x for x, p in zip(names, scores, strict=True) if rng.random() < p]
         chosen = [x for x, p in zip(names, scores, strict=True) if p > 0.5]
-        lines.append({"number": n, "text": f"text {n}", "gold": gold, "labels": chosen}
-                     | {"probabilities": dict(zip(names, scores.tolist(), strict=True))})  # fmt: skip
+        probabilities = dict(zip(names, scores.tolist(), strict=True))
+        said = {"number": n, "text": f"text {n}", "gold": gold, "labels": chosen}
+        lines.append(said | {"probabilities": probabilities})
     run = write_run(tmp_path / "run")
     write_lines(run / "validation_predictions.jsonl", lines)
     page = assert_self_contained(build_page([read_run(run)]))
@@ -183,8 +186,10 @@ def test_numbers(tmp_path):
     rng = np.random.default_rng(0)
     gold = rng.uniform(0, 5, 80).round(2)
     predicted = (gold + rng.normal(0, 1, 80)).round(4)
-    lines = [{"number": n, "text": f"a {n}", "pair": f"b {n}", "gold": str(g), "value": p}
-             for n, (g, p) in enumerate(zip(gold.tolist(), predicted.tolist(), strict=True))]  # fmt: skip
+    lines = [
+        {"number": n, "text": f"a {n}", "pair": f"b {n}", "gold": str(g), "value": float(p)}
+        for n, (g, p) in enumerate(zip(gold, predicted, strict=True))
+    ]
     run = write_run(tmp_path / "run")
     write_lines(run / "validation_predictions.jsonl", lines)
     page = assert_self_contained(build_page([read_run(run)]))
