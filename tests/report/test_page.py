@@ -207,6 +207,15 @@ def test_predictions_of_another_kind_are_not_drawn(tmp_path):
     assert "have no picture" in page.words
 
 
+def test_predictions_that_do_not_fit_are_counted(tmp_path):
+    run = write_run(tmp_path / "run")
+    lines = classes(30, ["a", "b"])
+    write_lines(run / "validation_predictions.jsonl", [*lines, lines[0] | {"gold": "z"}])
+    page = assert_self_contained(build_page([read_run(run)]))
+    assert "30 predictions: " in page.words
+    assert "1 lines have a gold label or scores that do not fit: left out." in page.words
+
+
 def test_no_text_can_break_the_page(tmp_path):
     run = write_run(tmp_path / "run")
     names = [EVIL, "<b>bold</b>", "plain"]
