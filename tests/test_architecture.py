@@ -211,8 +211,11 @@ def test_help_is_quick_and_loads_nothing():
     assert imported_by(["--version"]) == "[]"
 
 
-@pytest.mark.parametrize("command", ["tokenizer", "prepare", "inspect", "inspect tokenizer"])
+@pytest.mark.parametrize(
+    "command", ["tokenizer", "prepare", "inspect", "inspect tokenizer", "report"]
+)
 def test_commands_that_need_no_torch_load_none(command, corpus_file, bpe_path, store, tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train_loss\n1,2.5\n")
     args = {
         "tokenizer": ["tokenizer", "--files", f"[{corpus_file}]", "--output", str(tmp_path / "t")],
         "prepare": [
@@ -221,6 +224,7 @@ def test_commands_that_need_no_torch_load_none(command, corpus_file, bpe_path, s
         ],
         "inspect": ["inspect", str(store)],
         "inspect tokenizer": ["inspect", str(bpe_path)],
+        "report": ["report", str(tmp_path)],
     }[command]
     assert imported_by(args) == "['jsonargparse', 'numpy']"
 

@@ -32,11 +32,12 @@ def confusion_picture(matrix: Ints, labels: Sequence[str]) -> str:
     """Rows are gold labels, columns predictions; the shade is the share of the row."""
     count = len(labels)
     names = [shorten(label) for label in labels]
-    cell = float(np.clip(560 / count, 9, 52))
+    cell = float(np.clip(380 / count, 9, 46))
     font = float(np.clip(cell * 0.62, 6, 9.5))
     label = 0.58 * font * max(columns(name) for name in names) + 12
     side = cell * count
-    margins = (label + 18, 12.0, 0.72 * label + 22, 6.0)
+    deep = label if count > WRITTEN else 0.72 * label  # upright, or slanted, beneath the columns
+    margins = (label + 18, 12.0, deep + 20, 6.0)
     size = (side + margins[0] + margins[1], side + margins[2] + margins[3])
 
     def draw(axes: Axes) -> None:
@@ -45,7 +46,7 @@ def confusion_picture(matrix: Ints, labels: Sequence[str]) -> str:
             share = float(shares[gold, predicted])
             colour = RIGHT if gold == predicted else WRONG
             square = Rectangle((predicted - 0.5, gold - 0.5), 1, 1, facecolor=colour, linewidth=0)
-            square.set_alpha(0.06 + 0.84 * share)
+            square.set_alpha(0.1 + 0.8 * share)
             axes.add_patch(square)
             if count <= WRITTEN:
                 ink = PAPER if share > 0.55 else INK
@@ -55,6 +56,8 @@ def confusion_picture(matrix: Ints, labels: Sequence[str]) -> str:
                     predicted, gold, text, ha="center", va="center", color=ink, fontsize=small
                 )
         _matrix_axes(axes, names, font)
+        axes.xaxis.set_label_coords(0.5, -(margins[2] - 12) / side)
+        axes.yaxis.set_label_coords(-(margins[0] - 8) / side, 0.5)
 
     return picture("Confusion matrix", draw, size, margins)
 
@@ -70,9 +73,12 @@ def _matrix_axes(axes: Axes, names: list[str], font: float) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=font, color=INK)
     axes.set_xticks(range(len(names)), names, fontsize=font, color=INK)
     for label in axes.get_xticklabels():
-        label.set(rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_xlabel("predicted", labelpad=1)
-    axes.set_ylabel("gold", labelpad=1)
+        if len(names) > WRITTEN:
+            label.set(rotation=90, ha="right", va="center", rotation_mode="anchor")
+        else:
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("gold")
 
 
 def reliability_picture(bins: Reliability) -> str:
@@ -111,8 +117,9 @@ def confidence_picture(confidence: Floats, right: Bools, words: tuple[str, str])
             parts, edges, stacked=True, color=[RIGHT, WRONG], alpha=0.8, rwidth=0.86, label=names
         )
         axes.set_xlim(0, 1)
+        axes.set_ylim(top=1.16 * axes.get_ylim()[1])  # room for the legend
         calm(axes, "confidence")
-        axes.legend(loc="upper left", handlelength=0.9, handleheight=0.9)
+        axes.legend(loc="upper left", ncols=2, handlelength=0.9, handleheight=0.9)
 
     return picture("Distribution of confidence", draw, SQUARE, (44, 10, 32, 10))
 

@@ -34,11 +34,11 @@ p{{margin:6px 0;max-width:75ch}}
 .muted,small,figcaption span,th{{color:var(--muted)}}
 .notes{{border-left:3px solid var(--c2);padding:2px 14px;margin:18px 0}}
 .tiles{{display:flex;flex-wrap:wrap;gap:12px;margin:22px 0 0}}
-.tile{{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px 18px;
+.tile{{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px 14px;
 min-width:136px;flex:1}}
 .tile b{{display:block;font-size:24px;font-weight:650;line-height:1.3;white-space:nowrap;
 font-variant-numeric:tabular-nums;letter-spacing:-.01em}}
-.tile span,.tile small{{display:block;font-size:12.5px;color:var(--muted)}}
+.tile span,.tile small{{display:block;font-size:12px;color:var(--muted)}}
 .grid{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));gap:14px}}
 figure,.card{{background:var(--card);border:1px solid var(--grid);border-radius:10px;
 padding:14px 16px 10px;margin:0;min-width:0}}

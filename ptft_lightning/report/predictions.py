@@ -21,6 +21,7 @@ from ptft_lightning.report.scores import (
     confusion,
     kind_of,
     label_scores,
+    of_a_kind,
     pearson,
     predicted_number,
     reliability,
@@ -37,10 +38,20 @@ def prediction_section(split: str, lines: Sequence[Line]) -> str:
     """Everything about one split's kept predictions; empty without any."""
     if not lines:
         return ""
-    kind = kind_of(lines)
-    whole = [line for line in lines if kind_of([line]) == kind]
+    kind = kind_of(lines[0])
+    whole = of_a_kind(lines, kind)
+    if not whole:
+        return page.section(f"Predictions: {split}", _odd(len(lines)))
     parts = {"classes": _classes, "labels": _labels, "number": _numbers, "other": _other}[kind]
-    return page.section(f"Predictions: {split}", _told(split, whole), *parts(whole))
+    return page.section(
+        f"Predictions: {split}", _told(split, whole), _odd(len(lines) - len(whole)), *parts(whole)
+    )
+
+
+def _odd(count: int) -> str:
+    if not count:
+        return ""
+    return page.notes([f"{count:,} lines have a gold label or scores that do not fit: left out."])
 
 
 def _told(split: str, lines: Sequence[Line]) -> str:
@@ -60,7 +71,7 @@ def _other(lines: Sequence[Line]) -> list[str]:
 
 def _classes(lines: Sequence[Line]) -> list[str]:
     labels = list(lines[0]["probabilities"])
-    gold, predicted = [str(line["gold"]) for line in lines], [line["label"] for line in lines]
+    gold, predicted = [line["gold"] for line in lines], [line["label"] for line in lines]
     confidence = np.array([max(line["probabilities"].values()) for line in lines])
     right = np.array([g == p for g, p in zip(gold, predicted, strict=True)])
     matrix = confusion(gold, predicted, labels)
@@ -227,7 +238,7 @@ def _label_mistakes(lines: Sequence[Line], error: Any, exact: Any) -> str:
 
 
 def _numbers(lines: Sequence[Line]) -> list[str]:
-    gold = np.array([float(line["gold"]) for line in lines])
+    gold = np.array([line["gold"] for line in lines])
     predicted = np.array([predicted_number(line) or 0.0 for line in lines])
     error = predicted - gold
     head = page.tiles(

@@ -20,12 +20,42 @@ Kind = Literal["classes", "labels", "number", "other"]
 BINS = 15  # of the reliability diagram, as is usual
 
 
-def kind_of(lines: Sequence[dict[str, Any]]) -> Kind:
+def kind_of(line: dict[str, Any]) -> Kind:
     """What was predicted: one of several classes, a set of labels, a number, or something else."""
-    line = lines[0]
-    if isinstance(line.get("probabilities"), dict):
-        return "labels" if isinstance(line["gold"], list) else "classes"
+    if isinstance(line.get("probabilities"), dict) and line["probabilities"]:
+        return "labels" if isinstance(line.get("labels"), list) else "classes"
     return "number" if predicted_number(line) is not None else "other"
+
+
+def of_a_kind(lines: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
+    """The lines that can be scored together with the first, gold as text, texts or a number."""
+    if kind == "other":
+        return list(lines)
+    found = []
+    for line in lines:
+        if kind_of(line) != kind:
+            continue
+        gold = _gold(line, kind, lines[0])
+        found += [] if gold is None else [line | {"gold": gold}]
+    return found
+
+
+def _gold(line: dict[str, Any], kind: Kind, first: dict[str, Any]) -> Any:
+    """What is right in the form of its kind; None where the line does not fit the first."""
+    gold = line["gold"]
+    if kind == "number":
+        try:
+            value = float(gold)
+        except (TypeError, ValueError):
+            return None
+        return value if np.isfinite(value) else None
+    known = first["probabilities"].keys()
+    if line["probabilities"].keys() != known:
+        return None
+    if kind == "classes":
+        return str(gold) if {str(gold), line.get("label")} <= known else None
+    several = [str(name) for name in (gold if isinstance(gold, list) else [gold])]
+    return several if known >= {*several, *line["labels"]} else None
 
 
 def predicted_number(line: dict[str, Any]) -> float | None:

@@ -165,8 +165,9 @@ def test_sets_of_labels(tmp_path):
         scores = rng.uniform(0, 1, 3).round(6)
         gold = [x for x, p in zip(names, scores, strict=True) if rng.random() < p]
         chosen = [x for x, p in zip(names, scores, strict=True) if p > 0.5]
-        lines.append({"number": n, "text": f"text {n}", "gold": gold, "labels": chosen}
-                     | {"probabilities": dict(zip(names, scores.tolist(), strict=True))})  # fmt: skip
+        probabilities = dict(zip(names, scores.tolist(), strict=True))
+        said = {"number": n, "text": f"text {n}", "gold": gold, "labels": chosen}
+        lines.append(said | {"probabilities": probabilities})
     run = write_run(tmp_path / "run")
     write_lines(run / "validation_predictions.jsonl", lines)
     page = assert_self_contained(build_page([read_run(run)]))
@@ -185,8 +186,10 @@ def test_numbers(tmp_path):
     rng = np.random.default_rng(0)
     gold = rng.uniform(0, 5, 80).round(2)
     predicted = (gold + rng.normal(0, 1, 80)).round(4)
-    lines = [{"number": n, "text": f"a {n}", "pair": f"b {n}", "gold": str(g), "value": p}
-             for n, (g, p) in enumerate(zip(gold.tolist(), predicted.tolist(), strict=True))]  # fmt: skip
+    lines = [
+        {"number": n, "text": f"a {n}", "pair": f"b {n}", "gold": str(g), "value": float(p)}
+        for n, (g, p) in enumerate(zip(gold, predicted, strict=True))
+    ]
     run = write_run(tmp_path / "run")
     write_lines(run / "validation_predictions.jsonl", lines)
     page = assert_self_contained(build_page([read_run(run)]))
@@ -202,6 +205,15 @@ def test_predictions_of_another_kind_are_not_drawn(tmp_path):
     write_lines(run / "validation_predictions.jsonl", [{"number": 0, "text": "a", "gold": "O O"}])
     page = assert_self_contained(build_page([read_run(run)]))
     assert "have no picture" in page.words
+
+
+def test_predictions_that_do_not_fit_are_counted(tmp_path):
+    run = write_run(tmp_path / "run")
+    lines = classes(30, ["a", "b"])
+    write_lines(run / "validation_predictions.jsonl", [*lines, lines[0] | {"gold": "z"}])
+    page = assert_self_contained(build_page([read_run(run)]))
+    assert "30 predictions: " in page.words
+    assert "1 lines have a gold label or scores that do not fit: left out." in page.words
 
 
 def test_no_text_can_break_the_page(tmp_path):

@@ -13,6 +13,7 @@ from ptft_lightning.report.scores import (
     confusion,
     kind_of,
     label_scores,
+    of_a_kind,
     pearson,
     predicted_number,
     reliability,
@@ -88,5 +89,18 @@ def test_correlations_are_scipy_s():
     ],
 )
 def test_the_kind_is_told_from_a_line(line, kind):
-    assert kind_of([line]) == kind
+    assert kind_of(line) == kind
     assert predicted_number(line) == (2.25 if kind == "number" else None)
+
+
+def test_lines_that_do_not_fit_are_left_out():
+    scores = {"a": 0.9, "b": 0.1}
+    good = {"gold": "a", "label": "a", "probabilities": scores}
+    bad = [{"gold": "c"}, {"label": "c"}, {"probabilities": {"a": 1.0}}, {"gold": None}]
+    assert of_a_kind([good, *(good | b for b in bad), good], "classes") == [good, good]
+    several = {"gold": "a", "labels": ["b"], "probabilities": scores}
+    found = of_a_kind([several, several | {"gold": ["c"]}, several | {"gold": []}], "labels")
+    assert [line["gold"] for line in found] == [["a"], []]
+    number = {"gold": "1.5", "value": 2.0}
+    found = of_a_kind([number, *(number | {"gold": g} for g in ("x", None, "nan"))], "number")
+    assert [line["gold"] for line in found] == [1.5]
