@@ -16,6 +16,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.tokenizer_training import Kind, train_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tests fork loader workers
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network
 
 # No deadlines: a shared machine is slow at times. Session fixtures are never changed by a test.
 settings.register_profile(

@@ -49,6 +49,11 @@ data:
 trainer: {{accelerator: cpu, max_steps: 2}}
 """
 
+GPT2_CONFIG = """\
+{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 9, "n_embd": 8,
+ "n_layer": 1, "n_head": 2}
+"""
+
 
 @pytest.fixture(scope="module")
 def place(
@@ -89,6 +94,19 @@ def place(
     write_damaged(at, store, corpus_file)
     (at / "list.jsonl").write_text('{"text": "a b", "label": ["water", "land"]}\n' * 2)
     (at / "twice.txt").write_text("water\nwater\n")
+    for name, settings in (
+        ("mixtral", '{"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}'),
+        ("relu", '{"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "relu"}'),
+        ("sizes", '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 9}'),
+        ("pickled", GPT2_CONFIG),
+        ("torn", GPT2_CONFIG),
+    ):
+        (at / name).mkdir()
+        (at / name / "config.json").write_text(settings)
+    (at / "pickled" / "pytorch_model.bin").write_bytes(b"\0garbage")
+    (at / "torn" / "model.safetensors").write_bytes(b"\0garbage")
+    (at / "bare").mkdir()
+    (at / "bare" / "model.safetensors").write_bytes(b"\0garbage")
     return at
 
 
@@ -561,6 +579,34 @@ PHASE_TWO: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("garbage.ckpt' is torn",),
     ),
     "missing bundle": ({"model.init_from": "{}/nope"}, ("bundle not found", "nope")),
+    "a Hugging Face folder of a kind we have not": (
+        {"model.init_from": "{}/mixtral"},
+        ("mixtral/config.json'", "model_type 'mixtral'", "llama"),
+    ),
+    "a Hugging Face folder with another activation": (
+        {"model.init_from": "{}/relu"},
+        ("relu/config.json'", "hidden_act 'relu'", "'gelu'"),
+    ),
+    "a Hugging Face folder without its sizes": (
+        {"model.init_from": "{}/sizes"},
+        ("sizes/config.json'", "no 'n_embd'"),
+    ),
+    "a Hugging Face folder with pickled weights": (
+        {"model.init_from": "{}/pickled"},
+        ("pickle (pytorch_model.bin)", "convert them to safetensors"),
+    ),
+    "a Hugging Face folder with a torn file": (
+        {"model.init_from": "{}/torn"},
+        ("torn/model.safetensors' cannot be read",),
+    ),
+    "a Hugging Face folder without config": (
+        {"model.init_from": "{}/bare"},
+        ("bare/config.json' is missing",),
+    ),
+    "a hub id, offline": (
+        {"model.init_from": "nobody-here/nothing"},
+        ("'nobody-here/nothing' is not a folder here", "cannot be fetched"),
+    ),
     "unknown task": (
         {"model.task": "Clasification"},
         ("model.task is 'Clasification'", "did you mean 'Classification'?"),
@@ -883,6 +929,33 @@ SWEEP = ("sweep", "--config", "{}/two/config.yaml", "--output", "{}/sweep")
         (
             ["inspect", "{}/store-lost", "--verify", "true"],
             ("train-00000.tokens.npy' cannot be read",),
+        ),
+        (["inspect", "{}/mixtral"], ("model_type 'mixtral'", "llama")),
+        (["export", "--init_from", "{}/two"], ("--output is missing",)),
+        (["export", "--init_from", "{}/nope", "--output", "{}/x"], ("bundle not found", "nope")),
+        (
+            ["export", "--init_from", "{}/two", "--output", "{}/x"],
+            ("nearest is gpt2", "backbone.positions is 'rotary'", "'learned'"),
+        ),
+        (
+            ["export", "--init_from", "{}/one", "--output", "{}/x", "--family", "gtp2"],
+            ("--family is 'gtp2'", "gpt2, llama"),
+        ),
+        (
+            ["export", "--init_from", "{}/one", "--output", "{}/two"],
+            ("two' is there already", "--overwrite"),
+        ),
+        (
+            ["export", "--init_from", "{}/one", "--output", "{}/two", "--overwrite", "true"],
+            ("two' is no earlier export",),
+        ),
+        (
+            ["export", "--init_from", "{}/one", "--output", "{}/x", "--shard_gb", "0"],
+            ("--shard_gb is 0.0", "positive"),
+        ),
+        (
+            ["export", "--init_from", "{}/one", "--output", "{}/x", "--format", "onxn"],
+            ("--format is 'onxn'", "'huggingface'"),
         ),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle, replace_directory
@@ -46,6 +48,10 @@ def export(
     _check_place(target, overwrite)
     bundle = open_model(init_from)
     chosen = find_family(bundle.config, bundle.tokenizer.pad, family)
+    shape = TransformerConfig(**bundle.config["backbone"]["config"])
+    if lost := chosen.lost_dropout(shape):
+        named = " and ".join(f"backbone.{name}" for name in lost)
+        print(f"{chosen.name} has no {named}: left out", file=sys.stderr)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

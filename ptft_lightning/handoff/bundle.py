@@ -162,8 +162,8 @@ def open_bundle(path: str | Path) -> Bundle:
     if not place.exists():
         raise UserError(f"bundle not found: '{path}'")
     raise UserError(
-        f"'{path}' is not a bundle: expected a run directory, a bundle directory (config.json and "
-        "model.safetensors) or a .ckpt file"
+        f"'{path}' is not a bundle: expected a run directory, a bundle or Hugging Face directory "
+        "(config.json and model.safetensors) or a .ckpt file"
     )
 
 

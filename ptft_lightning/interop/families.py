@@ -71,7 +71,7 @@ def _obstacles(family: Family, config: Mapping[str, Any], pad: int) -> list[str]
     """What the family cannot express, each with the value that would do."""
     shape, head = config["backbone"], config["head"]
     transformer = TransformerConfig(**shape["config"])
-    lost = family.obstacles(transformer, shape["vocab_size"])
+    lost = family.obstacles(transformer)
     lines = [
         f"backbone.{name} is {mine!r} and would have to be {theirs!r}"
         for name, (mine, theirs) in lost.items()

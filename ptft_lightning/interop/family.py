@@ -76,12 +76,19 @@ class Family:
         """The class that has such a head, None if there is none."""
         return next((name for name, kind in self.heads.items() if kind == head), None)
 
-    def obstacles(self, config: TransformerConfig, vocab_size: int) -> dict[str, tuple[Any, Any]]:
+    def obstacles(self, config: TransformerConfig) -> dict[str, tuple[Any, Any]]:
         """Settings that would not come back: name -> (value, what this family has)."""
-        content = {"model_type": self.name, "vocab_size": vocab_size, **self.write(config)}
-        back = effective(self.read(Settings("config.json", content, self.defaults)))
-        mine = effective(config)
+        back, mine = effective(self._there_and_back(config)), effective(config)
         return {k: (v, back[k]) for k, v in mine.items() if k in back and back[k] != v}
+
+    def lost_dropout(self, config: TransformerConfig) -> list[str]:
+        """Dropout that this family has not; it tells in training alone."""
+        back = self._there_and_back(config)
+        names = ("dropout", "ffn_dropout")
+        return [name for name in names if getattr(config, name) != getattr(back, name)]
+
+    def _there_and_back(self, config: TransformerConfig) -> TransformerConfig:
+        return self.read(Settings("config.json", self.write(config), self.defaults))
 
     def sources(self, name: str, head: str | None, tied: bool, prefix: str) -> tuple[str, ...]:
         """Their names of one of our tensors, () if they have none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -19,6 +20,7 @@ from ptft_lightning.interop.families import FAMILIES, OBJECTIVES, build_parts
 from ptft_lightning.interop.family import BUFFERS, Family
 from ptft_lightning.interop.settings import PLAIN, Settings
 from ptft_lightning.interop.tensor_files import TensorFiles, read_json
+from ptft_lightning.interop.tokenizer_files import frames_alike
 from ptft_lightning.tasks.classification import Classification
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -34,9 +36,17 @@ def open_model(path: str | Path) -> Bundle:
     folder = Path(path)
     if not folder.exists() and HUB_ID.fullmatch(str(path)) and not folder.parent.exists():
         folder = _fetch(str(path))
-    if is_huggingface(folder):
-        return HuggingFaceBundle(folder)
-    return open_bundle(path)
+    if not is_huggingface(folder):
+        return open_bundle(path)
+    bundle = HuggingFaceBundle(folder)
+    if bundle.config["phase"] == "finetune" and not frames_alike(bundle.tokenizer):
+        frame = bundle.tokenizer.frame([])
+        print(
+            f"'{folder}' was tuned on texts framed otherwise than ours ({frame} around them): its "
+            "first scores differ from transformers'",
+            file=sys.stderr,
+        )
+    return bundle
 
 
 def is_huggingface(folder: Path) -> bool:

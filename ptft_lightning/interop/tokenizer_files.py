@@ -59,6 +59,12 @@ def tokenizer_files(
     }
 
 
+def frames_alike(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts around a text what we put around an example."""
+    raw = RawTokenizer.from_str(tokenizer.text)
+    return bool(raw.encode(PROBE).ids == _wanted(tokenizer, None, generates=False))
+
+
 def _framed(tokenizer: Tokenizer, causal: bool, tuned: bool) -> str:
     """tokenizer.json that frames a text as the model's were.
 

@@ -99,13 +99,15 @@ def _write_tensors(bundle: Bundle, family: Family, folder: Path, shard_bytes: in
     held: dict[str, Tensor] = {}
     sizes: dict[torch.dtype, int] = {}
     names = bundle.names()
+    with torch.device("meta"):
+        numbers = sum(t.numel() for t in build_parts(bundle.config).state_dict().values())
 
     def flush() -> None:
         save_file(held, str(folder / _part(len(shards))), metadata={"format": "pt"})
         shards.append(list(held))
         held.clear()
 
-    with ByteProgress("export", sum(_bytes(bundle.tensor(name)) for name in names)) as progress:
+    with ByteProgress("export", numbers * bundle.tensor(names[0]).element_size()) as progress:
         for name, tensor in their_tensors(bundle, family):
             if held and sum(map(_bytes, held.values())) + _bytes(tensor) > shard_bytes:
                 flush()

@@ -15,6 +15,12 @@ from interop.conftest import build_peer, edit_config
 from ptft_lightning.handoff.bundle import open_bundle
 from ptft_lightning.interop.open import open_model
 
+SHORT = [
+    {"text": "old sea", "second": "green hill"},
+    {"text": "rain", "second": "letter builds the"},
+    {"text": "A new field!", "second": "a lake"},
+    {"text": "river 的 stone", "second": "under"},
+]
 PAIR = {"text": "text", "pair": "second", "label": "label"}
 # What a task must be set to, to be written as a model of each family.
 TASKS = {
@@ -32,8 +38,17 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_examples(tmp_path_factory.mktemp("examples"))
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [
+        ("bert bare", False),
+        ("bert", True),
+        ("roberta", True),
+        ("modernbert", False),
+        ("gpt2", False),
+        ("qwen3", True),
+    ],
+)
 def test_tuned_and_handed_back(
     name: str, pairs: bool, folder_of: Any, examples: Path, tmp_path: Path
 ) -> None:
@@ -50,17 +65,20 @@ def test_tuned_and_handed_back(
     out = tmp_path / "out"
     done(["export", "--init_from", run_dir, "--output", out])
     output = tmp_path / "predictions.jsonl"
-    args = ["--data.predict", examples / "test.jsonl", "--output", output]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps(row) + "\n" for row in SHORT))
+    args = ["--data.predict", texts, "--output", output]
     done(["predict", "--run_dir", run_dir, *args])
     ours = read_json_lines(output.read_text())
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
-    rows = read_json_lines((examples / "test.jsonl").read_text())
-    texts = [[row["text"]] if not pairs else [row["text"], row["second"]] for row in rows]
-    for text, line in zip(texts, ours, strict=True):
+    for row, line in zip(SHORT, ours, strict=True):
+        text = [row["text"], row["second"]] if pairs else [row["text"]]
+        encoded = tokenizer(*text, return_tensors="pt")
+        assert encoded["input_ids"].shape[1] <= 32, "ours would be cut"
         with torch.no_grad():
-            scores = model(**tokenizer(*text, return_tensors="pt")).logits[0].softmax(-1)
+            scores = model(**encoded).logits[0].softmax(-1)
         found = {model.config.id2label[i]: float(p) for i, p in enumerate(scores)}
         assert found == pytest.approx(line["probabilities"], abs=2e-5)
 
@@ -79,7 +97,7 @@ def test_their_classifier_predicts(folder_of: Any, examples: Path, tmp_path: Pat
     assert "was tuned with task settings" in wrong.errors[0]
 
 
-@pytest.mark.parametrize("name", ["bert", "bert bare", "gpt2", "llama 3", "modernbert"])
+@pytest.mark.parametrize("name", ["bert bare", "gpt2", "modernbert"])
 def test_pretraining_goes_on(name: str, folder_of: Any, corpus_file: Path, tmp_path: Path) -> None:
     """Folder -> fit on text -> export; the loss begins where transformers' is."""
     peer = build_peer(name)

@@ -78,11 +78,13 @@ def theirs(peer: Any, tokens: Tensor, real: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_same_logits(name: str, folder_of: Any, tmp_path: Path) -> None:
+def test_same_shape_and_logits(name: str, folder_of: Any, tmp_path: Path) -> None:
     peer = build_peer(name)
+    bundle = open_model(folder_of(name, tmp_path / "folder", peer))
+    assert_same_shape(name, bundle)
     tokens, real = rows()
     wanted = theirs(peer, tokens, real)
-    got = ours(open_model(folder_of(name, tmp_path / "folder", peer)), tokens, real)
+    got = ours(bundle, tokens, real)
     assert got.shape == wanted.shape
     if got.ndim == 3:
         got, wanted = got[real], wanted[real]
@@ -90,9 +92,7 @@ def test_same_logits(name: str, folder_of: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_the_shape_is_theirs(name: str, folder_of: Any, tmp_path: Path) -> None:
-    bundle = open_model(folder_of(name, tmp_path / "folder", build_peer(name)))
+def assert_same_shape(name: str, bundle: Bundle) -> None:
     shape = TransformerConfig(**bundle.config["backbone"]["config"])
     assert bundle.config["backbone"]["vocab_size"] == ROWS
     assert shape.max_length == (38 if name.startswith("roberta") else 40)
