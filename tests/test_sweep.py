@@ -206,7 +206,7 @@ def test_an_unknown_metric(base):
     options = {"metric": "val_los", "direction": "minimize", "trials": "1"}
     run = call(sweep(base, LR, **options))
     assert run.code == 2
-    assert "--metric 'val_los' is not in" in run.errors[0]
+    assert "--metric 'val_los' is no column of" in run.errors[0]
     assert "train_loss" in run.errors[0]
 
 

@@ -37,7 +37,7 @@ from ptft_lightning.errors import UserError
 Direction = Literal["minimize", "maximize"]
 MINIMIZED, MAXIMIZED = ("loss", "perplexity", "bits_per_byte"), ("accuracy",)
 STOPPED = 75  # as an interrupted fit
-POLL_S = 0.2
+POLL_S = 0.5
 
 
 def build_parser() -> OneLineParser:
@@ -172,7 +172,8 @@ class Sweep:
             say(f"  {self.options.metric} {value:.6g}, best {self.study.best_value:.6g}")
         else:
             self.study.tell(trial.number, state=TrialState.FAIL)
-            (at / "log.txt").open("a").write(f"error: {self.options.metric} is {value}\n")
+            with open(at / "log.txt", "a") as log:
+                log.write(f"error: {self.options.metric} is {value}\n")
             say(f"  failed: {error_of(at)}")
         self._write()
 
@@ -209,9 +210,9 @@ class Sweep:
     def _value(self, at: Path) -> float:
         found = [value for _, value in values_of(at, self.options.metric)]
         if not found:
-            with open(at / "metrics.csv", newline="") as stream:
-                columns = ", ".join(next(csv.reader(stream)))
-            raise UserError(f"--metric '{self.options.metric}' is not in {at}: it has {columns}")
+            file = at / "metrics.csv"
+            columns = file.read_text().partition("\n")[0] if file.is_file() else "none"
+            raise UserError(f"--metric '{self.options.metric}' is no column of {file}: {columns}")
         if self.options.value == "last":
             return found[-1]
         return min(found) if self.direction == "minimize" else max(found)
