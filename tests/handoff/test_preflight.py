@@ -77,6 +77,16 @@ def test_good_pairs_pass_and_tell_what_they_inherit(
         assert labels is (head == "classification")
 
 
+def test_settings_younger_than_a_tuned_bundle_are_free(bundles: Path, bpe: Tokenizer) -> None:
+    old = {"pooling": "auto", "dropout": 0.0}
+    bundle = change(bundles / "classification", "head", "config", to=old)
+    tiny.finetune(init_from=bundle).preflight(examples(bpe))
+    old["dropout"] = 0.5
+    bundle = change(bundles / "classification", "head", "config", to=old)
+    said = refusal(tiny.finetune(init_from=bundle), examples(bpe))
+    assert "'dropout': 0.5" in said
+
+
 def test_foreign_tokenizer(bundles: Path, bpe: Tokenizer, wordpiece: Tokenizer) -> None:
     init = {"init_from": str(bundles / "masked")}
     for said in (
