@@ -126,7 +126,7 @@ def _matrix(matrix: Any, labels: Sequence[str]) -> str:
 
 
 def _per_label(labels: Sequence[str], scores: LabelScores) -> str:
-    head = [("label", "t"), ("precision", "n"), ("recall", "n"), ("F1", "n"), ("", "bar")]
+    head = [("label", "l"), ("precision", "n"), ("recall", "n"), ("F1", "n"), ("", "bar")]
     rows = [
         [page.text(label), f"{p:.4f}", f"{r:.4f}", f"{f:.4f}", page.bar(f), f"{s:,}"]
         for label, p, r, f, s in zip(
