@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,8 +24,11 @@ import numpy as np
 import torch
 import transformers as hf
 
+from ptft_lightning.data.bad_documents import BadDocuments
+from ptft_lightning.data.documents import Reading
 from ptft_lightning.data.examples import Columns, Example, read_examples
-from ptft_lightning.data.prepare import documents_in_order, held_out
+from ptft_lightning.data.prepare import held_out
+from ptft_lightning.data.sampling import sample_documents
 from ptft_lightning.data.tokenizer import Tokenizer
 
 
@@ -71,7 +75,7 @@ def pretrain(options: argparse.Namespace, tokenizer: Tokenizer, folder: str) -> 
     """Masked LM on the blocks our own run would see in its first steps, in stored order."""
     wanted = options.steps * options.batch * options.length
     stream: list[int] = []
-    for document in documents_in_order([options.corpus], "text", 0):
+    for document in sample_documents([options.corpus], Reading(), sys.maxsize, BadDocuments()):
         if held_out(document, 0.01):
             continue
         stream += tokenizer.frame(tokenizer.encode([document])[0])

@@ -7,7 +7,8 @@ import sys
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, OnBadDocument, by_kind
 from ptft_lightning.data.decoding import Encoding
-from ptft_lightning.data.prepare import UNIT_BYTES, prepare_store
+from ptft_lightning.data.plan import UNIT_BYTES
+from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
 
 

@@ -15,7 +15,7 @@ from ptft_lightning.data.bad_documents import (
 )
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import Reading, text_size
-from ptft_lightning.data.prepare import sample_documents
+from ptft_lightning.data.sampling import sample_documents
 from ptft_lightning.data.sources import expand_sources
 from ptft_lightning.data.tokenizer_training import Kind, train_tokenizer
 from ptft_lightning.errors import UserError

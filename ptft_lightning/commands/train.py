@@ -33,6 +33,7 @@ from ptft_lightning.commands.runs import (
     config_of,
     refuse_finished,
 )
+from ptft_lightning.commands.trainer_options import TRAINER_DEFAULTS, refuse_unsupported
 from ptft_lightning.data.corpus import CorpusDataModule  # noqa: F401
 from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.task_data import TaskDataModule
@@ -50,17 +51,6 @@ from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
 from ptft_lightning.modules.samples import Samples
-
-TRAINER_DEFAULTS = {
-    "max_epochs": -1,
-    "gradient_clip_val": 1.0,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 20,
-    "use_distributed_sampler": False,  # the data modules share samples out themselves
-    "enable_checkpointing": False,  # Checkpoints does it
-    "enable_progress_bar": False,  # TrainingProgress does it
-    "enable_model_summary": False,
-}
 
 
 class CLI(ConfigCLI):
@@ -244,38 +234,6 @@ class CLI(ConfigCLI):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
         say(f"{len(lines)} predictions: {output}")
-
-
-def refuse_unsupported(trainer: Namespace) -> None:
-    """What Lightning takes and this program does not.
-
-    Raises:
-        UserError: naming the option and what to give instead.
-    """
-    interval, clip = trainer.val_check_interval, trainer.gradient_clip_val
-    counted = interval is None or isinstance(interval, (int, float))
-    refusals = (
-        (
-            "strategy",
-            trainer.strategy in ("fsdp", "fsdp_cpu_offload"),
-            "sharding here is FSDP2, add --config configs/trainer/fsdp.yaml instead",
-        ),
-        (
-            "val_check_interval",
-            not counted or (interval is not None and interval <= 0),
-            "give a number of optimizer steps, or a share of an epoch above 0",
-        ),
-        ("gradient_clip_val", (clip or 0) < 0, "give a norm above 0, or 0 to clip nothing"),
-        (
-            "gradient_clip_algorithm",
-            trainer.gradient_clip_algorithm not in (None, "norm"),
-            "only 'norm' is supported",
-        ),
-        ("overfit_batches", trainer.overfit_batches != 0, "use `ptft_lightning check` instead"),
-    )
-    for name, refused, fix in refusals:
-        if refused:
-            raise UserError(f"trainer.{name} is {trainer[name]!r}: {fix}")
 
 
 def global_rank() -> int:

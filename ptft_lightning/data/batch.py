@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -106,3 +107,14 @@ def build_batch(
         real_tokens=int(np.count_nonzero(documents)),
         hashes=None if hashes is None else torch.from_numpy(hashes),
     )
+
+
+def hash_rows(arrays: list[Ints]) -> Ints:
+    """A hash of each row over several (B, ...) arrays, (B,) int64."""
+    hashes = np.empty(len(arrays[0]), np.int64)
+    for row in range(len(hashes)):
+        digest = hashlib.blake2b(digest_size=8)
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array[row]).tobytes())
+        hashes[row] = int.from_bytes(digest.digest(), "little", signed=True)
+    return hashes

@@ -1,90 +1,28 @@
-"""Phase one's data: a token store as batches of rows; knows no model.
-
-Objectives enter through `RowMaker`: the numpy half that turns rows into inputs and targets.
-"""
+"""Phase one's data: a token store as batches of rows; knows no model."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
-from ptft_lightning.data.batch import Batch, build_batch
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
-from ptft_lightning.data.packing import Ids, Layout
-from ptft_lightning.data.prepare import check_share, prepare_store, shown_change
+from ptft_lightning.data.packing import Layout
+from ptft_lightning.data.plan import check_share, shown_change
+from ptft_lightning.data.prepare import prepare_store
+from ptft_lightning.data.row_batches import RowDataset, RowMaker
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
 from ptft_lightning.data.sources import expand_sources
-from ptft_lightning.data.steps import Slots
 from ptft_lightning.data.token_store import TokenStore, read_manifest
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
 PREPARE_LIMIT = 2 * 10**9  # bytes of text that `fit` prepares by itself: a few minutes
-
-
-class RowMaker(Protocol):
-    """The numpy half of an objective."""
-
-    whole_words: bool
-    """Whether it needs to know where words start."""
-
-    def make(
-        self,
-        tokens: Ids,
-        documents: Ids,
-        samples: Numbers,
-        seed: int,
-        tokenizer: Tokenizer,
-        words: Ids | None = None,
-    ) -> tuple[Ids, dict[str, Ids]]:
-        """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets.
-
-        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`.
-        """
-        ...
-
-
-class RowDataset(Dataset[Batch]):
-    """Sample numbers -> batches, in the loader's workers."""
-
-    def __init__(
-        self, rows: Rows, maker: RowMaker, tokenizer: Tokenizer, seed: int, audit: bool
-    ) -> None:
-        self.rows, self.maker, self.tokenizer = rows, maker, tokenizer
-        self.seed, self.audit = seed, audit
-
-    def __getitem__(self, slots: Slots) -> Batch:
-        stream, documents = self.rows.read(slots.numbers)
-        words = self.rows.read_words(slots.numbers) if self.maker.whole_words else None
-        tokens, targets = self.maker.make(
-            stream, documents, slots.numbers, self.seed, self.tokenizer, words
-        )
-        documents = documents[:, :-1]
-        hashes = None
-        if self.audit:
-            hashes = hash_rows([tokens, documents, *(targets[k] for k in sorted(targets))])
-        return build_batch(
-            tokens, documents, slots.numbers, targets, slots.step_samples, hashes=hashes
-        )
-
-
-def hash_rows(arrays: list[Ids]) -> Ids:
-    """A hash of each row over several (B, ...) arrays, (B,) int64."""
-    hashes = np.empty(len(arrays[0]), np.int64)
-    for row in range(len(hashes)):
-        digest = hashlib.blake2b(digest_size=8)
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array[row]).tobytes())
-        hashes[row] = int.from_bytes(digest.digest(), "little", signed=True)
-    return hashes
 
 
 class CorpusDataModule(PhaseData):

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
-from ptft_lightning.data.batch import Batch, build_batch
-from ptft_lightning.data.corpus import hash_rows
+from ptft_lightning.data.batch import Batch, build_batch, hash_rows
 from ptft_lightning.data.examples import Encoded, Example
 from ptft_lightning.data.packing import Ids, best_fit
 from ptft_lightning.data.sample_order import Order

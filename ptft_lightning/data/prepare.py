@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,17 @@ from ptft_lightning.data.bad_documents import (
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import (
     DocumentReader,
-    Reading,
-    Unit,
     check_file,
-    split_units,
     text_size,
 )
-from ptft_lightning.data.sample_order import keyed_permutation
+from ptft_lightning.data.plan import (
+    SHOWN,
+    UNIT_BYTES,
+    Plan,
+    check_share,
+    list_units,
+    shown_change,
+)
 from ptft_lightning.data.sources import expand_sources
 from ptft_lightning.data.token_store import (
     FORMAT,
@@ -49,66 +53,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.progress import ByteProgress
 
-UNIT_BYTES = 32 * 2**20
 BATCH_DOCUMENTS = 512  # documents encoded at once: enough for every core
-SHOWN = 3  # files that are listed in a message
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that decides the bytes of a store."""
-
-    files: list[str]
-    column: str
-    tokenizer: str
-    held_out: float
-    seed: int
-    unit_bytes: int
-    sizes: list[int]
-    encoding: Encoding = "utf-8"
-    segmenter: str | None = None
-    """What finds the words whose starts are noted; None where none are."""
-
-    @property
-    def reading(self) -> Reading:
-        """How documents are found in the files."""
-        return Reading(self.column, self.encoding)
-
-
-def list_units(plan: Plan) -> list[Unit]:
-    """All units of the plan in their seeded order: unit i becomes shard i."""
-    sized = zip(plan.files, plan.sizes, strict=True)
-    cut = (split_units(path, size, plan.unit_bytes, plan.column) for path, size in sized)
-    units = [unit for parts in cut for unit in parts]
-    order = keyed_permutation(np.arange(len(units)), len(units), (plan.seed,))
-    return [units[i] for i in order]
-
-
-def sample_documents(
-    files: list[str], reading: Reading, limit: int, bad: BadDocuments
-) -> Iterator[str]:
-    """Documents of `limit` bytes in all, as evenly from all units as their sizes allow, in the
-    order of the files (for tokenizers); every document where there is no more text."""
-    sizes = [text_size(file, reading.column) for file in files]
-    share = min(1.0, limit / max(1, sum(sizes)))
-    for file in files:
-        check_file(file, reading)
-    cut = (split_units(f, n, UNIT_BYTES, reading.column) for f, n in zip(files, sizes, strict=True))
-    passed = taken = 0
-    with DocumentReader(reading) as reader:
-        for unit in (unit for units in cut for unit in units):
-            passed += unit.end - unit.start
-            for document in reader.read(unit, bad):
-                if share < 1 and taken >= share * passed:
-                    break
-                taken += len(document.encode())
-                yield document
-
-
-def check_share(validation_share: float) -> None:
-    """Refuse what is no share."""
-    if not 0 <= validation_share <= 1:
-        raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
 
 
 def held_out(document: str, share: float) -> bool:
@@ -213,15 +158,6 @@ def _claim(target: Path, plan: Plan) -> None:
             f"token store '{target}' was begun with other settings ({was}): "
             "use another directory, or remove this one"
         )
-
-
-def shown_change(name: str, old: Any, new: Any) -> str:
-    """What changed, of long lists their number and what is on one side only."""
-    if isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > SHOWN:
-        other = [x for x in (*old, *new) if (x in old) != (x in new)]
-        differs = f", such as {other[0]!r}" if other else ""
-        return f"{name} {len(old)} entries -> {len(new)} entries{differs}"
-    return f"{name} {old!r} -> {new!r}"
 
 
 def _receipt(target: Path, number: int) -> Path:

@@ -14,7 +14,8 @@ from ptft_lightning.data.examples import Columns, Example, read_examples
 from ptft_lightning.data.findings import UnknownLabels, known_only, report_cut, report_empty
 from ptft_lightning.data.label_names import name_labels, read_label_names
 from ptft_lightning.data.module import BatchLoader, PhaseData
-from ptft_lightning.data.prepare import check_share, held_out
+from ptft_lightning.data.plan import check_share
+from ptft_lightning.data.prepare import held_out
 from ptft_lightning.data.sample_order import Numbers, Segments
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError

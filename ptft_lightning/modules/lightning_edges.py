@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch.distributed.device_mesh import DeviceMesh
 
 from ptft_lightning.data.token_store import sync_directory
 from ptft_lightning.errors import UserError
@@ -100,6 +101,21 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
+
+
+def whole_mesh(strategy: ModelParallelStrategy, ranks: int) -> DeviceMesh:
+    """The device mesh of all ranks.
+
+    Raises:
+        UserError: the strategy leaves some of them out.
+    """
+    mesh = strategy.device_mesh["data_parallel"]
+    if mesh.size() != ranks:
+        raise UserError(
+            f"the strategy shards over {mesh.size()} of {ranks} ranks, the others would train "
+            "apart: use configs/trainer/fsdp.yaml"
+        )
+    return mesh
 
 
 StrategyRegistry.register("fsdp2", ShardedStrategy, description="FSDP2 over all ranks")

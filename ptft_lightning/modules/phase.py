@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from ptft_lightning.data.batch import Batch
@@ -21,7 +20,7 @@ from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, Bundle
 from ptft_lightning.handoff.lineage import parent_of, versions
 from ptft_lightning.handoff.preflight import check_resume
 from ptft_lightning.modules import optimizers
-from ptft_lightning.modules.lightning_edges import correct_batch_progress
+from ptft_lightning.modules.lightning_edges import correct_batch_progress, whole_mesh
 from ptft_lightning.modules.meter import Meter
 from ptft_lightning.modules.nets import Net, fill, shard
 from ptft_lightning.modules.optimizers import OptimizerConfig, apply_settings, build_optimizer
@@ -96,21 +95,12 @@ class PhaseModule(L.LightningModule):
             for layer in self.net.backbone.layers:
                 layer.compile()  # in place, so that key names stay clean
         if isinstance(strategy, ModelParallelStrategy):
-            shard(self.net, self._mesh(strategy))
+            shard(self.net, whole_mesh(strategy, self.trainer.world_size))
         new = fill(self.net, strategy.root_device, self.stored, self.seed)
         unused = self._unused(new)
         self.built = True
         if self.trainer.is_global_zero:
             self._report(new, unused)
-
-    def _mesh(self, strategy: ModelParallelStrategy) -> DeviceMesh:
-        mesh = strategy.device_mesh["data_parallel"]
-        if mesh.size() != self.trainer.world_size:
-            raise UserError(
-                f"the strategy shards over {mesh.size()} of {self.trainer.world_size} ranks, the "
-                "others would train apart: use configs/trainer/fsdp.yaml"
-            )
-        return mesh
 
     def _unused(self, new: list[str]) -> list[str]:
         """The bundle's tensors that found no place; those of a loaded backbone must."""

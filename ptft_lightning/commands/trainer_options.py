@@ -1,0 +1,50 @@
+"""Options of Lightning's trainer: our defaults, and what this program does not take."""
+
+from __future__ import annotations
+
+from jsonargparse import Namespace
+
+from ptft_lightning.errors import UserError
+
+TRAINER_DEFAULTS = {
+    "max_epochs": -1,
+    "gradient_clip_val": 1.0,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 20,
+    "use_distributed_sampler": False,  # the data modules share samples out themselves
+    "enable_checkpointing": False,  # Checkpoints does it
+    "enable_progress_bar": False,  # TrainingProgress does it
+    "enable_model_summary": False,
+}
+
+
+def refuse_unsupported(trainer: Namespace) -> None:
+    """What Lightning takes and this program does not.
+
+    Raises:
+        UserError: naming the option and what to give instead.
+    """
+    interval, clip = trainer.val_check_interval, trainer.gradient_clip_val
+    counted = interval is None or isinstance(interval, (int, float))
+    refusals = (
+        (
+            "strategy",
+            trainer.strategy in ("fsdp", "fsdp_cpu_offload"),
+            "sharding here is FSDP2, add --config configs/trainer/fsdp.yaml instead",
+        ),
+        (
+            "val_check_interval",
+            not counted or (interval is not None and interval <= 0),
+            "give a number of optimizer steps, or a share of an epoch above 0",
+        ),
+        ("gradient_clip_val", (clip or 0) < 0, "give a norm above 0, or 0 to clip nothing"),
+        (
+            "gradient_clip_algorithm",
+            trainer.gradient_clip_algorithm not in (None, "norm"),
+            "only 'norm' is supported",
+        ),
+        ("overfit_batches", trainer.overfit_batches != 0, "use `ptft_lightning check` instead"),
+    )
+    for name, refused, fix in refusals:
+        if refused:
+            raise UserError(f"trainer.{name} is {trainer[name]!r}: {fix}")

@@ -1,0 +1,61 @@
+"""What decides the bytes of a token store: sources, settings, units in their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ptft_lightning.data.decoding import Encoding
+from ptft_lightning.data.documents import Reading, Unit, split_units
+from ptft_lightning.data.sample_order import keyed_permutation
+from ptft_lightning.errors import UserError
+
+UNIT_BYTES = 32 * 2**20
+SHOWN = 3  # files that are listed in a message
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the bytes of a store."""
+
+    files: list[str]
+    column: str
+    tokenizer: str
+    held_out: float
+    seed: int
+    unit_bytes: int
+    sizes: list[int]
+    encoding: Encoding = "utf-8"
+    segmenter: str | None = None
+    """What finds the words whose starts are noted; None where none are."""
+
+    @property
+    def reading(self) -> Reading:
+        """How documents are found in the files."""
+        return Reading(self.column, self.encoding)
+
+
+def list_units(plan: Plan) -> list[Unit]:
+    """All units of the plan in their seeded order: unit i becomes shard i."""
+    sized = zip(plan.files, plan.sizes, strict=True)
+    cut = (split_units(path, size, plan.unit_bytes, plan.column) for path, size in sized)
+    units = [unit for parts in cut for unit in parts]
+    order = keyed_permutation(np.arange(len(units)), len(units), (plan.seed,))
+    return [units[i] for i in order]
+
+
+def check_share(validation_share: float) -> None:
+    """Refuse what is no share."""
+    if not 0 <= validation_share <= 1:
+        raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
+
+
+def shown_change(name: str, old: Any, new: Any) -> str:
+    """What changed, of long lists their number and what is on one side only."""
+    if isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > SHOWN:
+        other = [x for x in (*old, *new) if (x in old) != (x in new)]
+        differs = f", such as {other[0]!r}" if other else ""
+        return f"{name} {len(old)} entries -> {len(new)} entries{differs}"
+    return f"{name} {old!r} -> {new!r}"
