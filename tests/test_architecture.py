@@ -41,7 +41,7 @@ LAYERS = (
 # Parts that no core file imports, except inside the function that needs them.
 LEAVES = (
     *("generation", "interop", "report"),
-    *("commands/generate.py", "commands/score.py", "commands/texts.py"),
+    *("commands/generate.py", "commands/score.py", "commands/texts.py", "modules/loading.py"),
 )
 CORE_CODE_LINES = 4500  # 3,000 is the aim
 FILE_LINES = 300
