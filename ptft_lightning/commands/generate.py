@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from jsonargparse import set_parsing_settings
 
@@ -27,6 +26,14 @@ from ptft_lightning.modules.loading import Precision, load_pretrained
 
 NEWS_EVERY_S = 10.0
 Record = dict[str, Any]
+
+
+class Prompt(NamedTuple):
+    """A text to go on with."""
+
+    number: int
+    text: str
+    ids: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,68 +127,63 @@ class Results:
         print(shown)
 
 
-def fill(model: LanguageModel, batch: list[tuple[int, str]], top: int, results: Results) -> None:
+def fill(model: LanguageModel, batch: list[Prompt], top: int, results: Results) -> None:
     """Masked models: the likeliest tokens of each mask."""
     tokenizer = model.tokenizer
-    filled = fill_masks(model, [encode_masked(model, text) for _, text in batch], top)
-    for (number, text), found in zip(batch, filled, strict=True):
+    filled = fill_masks(model, [prompt.ids for prompt in batch], top)
+    for prompt, found in zip(batch, filled, strict=True):
         masks = [
             [{"token": show_token(tokenizer, token), "probability": p} for token, p in fills]
             for fills in found.fills
         ]
-        record = {"number": number, "prompt": text, "text": found.text, "masks": masks}
+        record = {"number": prompt.number, "prompt": prompt.text}
         lines = [
             f"{mask_name(tokenizer)} {i}: "
             + ", ".join(f"{f['token']!r} {f['probability']:.4f}" for f in fills)
             for i, fills in enumerate(masks, 1)
         ]
-        results.write(record, "\n".join([*lines, found.text]))
+        shown = "\n".join([*lines, found.text])
+        results.write(record | {"text": found.text, "masks": masks}, shown)
 
 
-def search(
-    model: LanguageModel, batch: list[tuple[int, str]], options: Generate, results: Results
-) -> None:
+def search(model: LanguageModel, batch: list[Prompt], options: Generate, results: Results) -> None:
     """The likeliest continuations."""
-    prompts = [encode_prompt(model, text) for _, text in batch]
+    most = options.max_new_tokens
     found = search_beams(
-        model, prompts, options.beams, options.max_new_tokens, options.length_penalty
+        model, [prompt.ids for prompt in batch], options.beams, most, options.length_penalty
     )
-    for (number, text), prompt, best in zip(batch, prompts, found, strict=True):
-        for sample, hypothesis in enumerate(best[: options.num_samples], 1):
-            tokens = hypothesis.ids
-            after = TextStream(model.tokenizer, prompt).push(tokens, last=True)
-            cut = "max_new_tokens" if len(tokens) == options.max_new_tokens else "max_length"
+    for prompt, best in zip(batch, found, strict=True):
+        for sample, one in enumerate(best[: options.num_samples], 1):
+            after = TextStream(model.tokenizer, prompt.ids).push(one.ids, last=True)
+            cut = "max_new_tokens" if len(one.ids) == most else "max_length"
             record = {
-                **{"number": number, "prompt": text, "sample": sample, "text": after},
-                **{"tokens": len(tokens), "finish": "end" if hypothesis.ended else cut},
-                "score": hypothesis.score,
+                **{"number": prompt.number, "prompt": prompt.text, "sample": sample},
+                **{"text": after, "tokens": len(one.ids), "finish": "end" if one.ended else cut},
+                "score": one.score,
             }
-            results.write(record, text + after)
+            results.write(record, prompt.text + after)
 
 
-def go_on(
-    model: LanguageModel, batch: list[tuple[int, str]], options: Generate, results: Results
-) -> None:
+def go_on(model: LanguageModel, batch: list[Prompt], options: Generate, results: Results) -> None:
     """Continuations token by token; a single one is printed as it comes."""
     stop = () if options.stop is None else tuple(texts_in(options.stop, "stop"))
     limits = Limits(options.max_new_tokens, stop)
     live = results.file is None and not results.several
     if live:
-        say_now(batch[0][1])
-    encoded = {number: encode_prompt(model, text) for number, text in batch}
-    draws = [(number, i) for number, _ in batch for i in range(1, options.num_samples + 1)]
-    texts = dict(batch)
+        say_now(batch[0].text)
+    draws = [(prompt, i) for prompt in batch for i in range(1, options.num_samples + 1)]
     for some in batches(iter(draws), options.batch_size):
-        uniform = uniform_numbers(options.seed, some, limits.max_new_tokens)
-        prompts = [encoded[number] for number, _ in some]
+        numbers = [(prompt.number, sample) for prompt, sample in some]
+        uniform = uniform_numbers(options.seed, numbers, limits.max_new_tokens)
+        prompts = [prompt.ids for prompt, _ in some]
         listen = say_now if live else None
         found = continue_prompts(model, prompts, options, limits, uniform, listen)
-        for (number, sample), one in zip(some, found, strict=True):
+        for (prompt, sample), one in zip(some, found, strict=True):
             record = {
-                **{"number": number, "prompt": texts[number], "sample": sample},
+                **{"number": prompt.number, "prompt": prompt.text, "sample": sample},
                 **{"text": one.text, "tokens": len(one.ids), "finish": one.finish},
             }
-            results.write(record, "" if live else texts[number] + one.text)
+            results.write(record, "" if live else prompt.text + one.text)
 
 
 def say_now(text: str) -> None:
@@ -191,27 +193,28 @@ def say_now(text: str) -> None:
 
 
 def generate(options: Generate) -> None:
-    """Load the model and work through the prompts."""
+    """Load the model, look at all prompts, then work through them."""
     texts = prompts_of(options)
     net, bundle = load_pretrained(options.init_from, options.device, options.precision)
     model = LanguageModel(net.backbone, net.head, bundle.tokenizer)
+    encode = encode_prompt if model.backbone.causal else encode_masked
+    prompts = [Prompt(n, text, encode(model, text)) for n, text in enumerate(texts, 1)]
     if options.output is None:
-        results = Results(None, len(texts) * options.num_samples > 1)
-        work(model, texts, options, results)
+        results = Results(None, len(prompts) * options.num_samples > 1)
+        work(model, prompts, options, results)
     else:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         with open(options.output, "w", encoding="utf-8") as file:
-            work(model, texts, options, results := Results(file, True))
-        say(f"generate: {len(texts)} prompts: {options.output}")
+            work(model, prompts, options, results := Results(file, True))
+        say(f"generate: {len(prompts)} prompts: {options.output}")
     if results.cut:
         say(f"generate: {results.cut} stopped at the model's max_length {model.max_length}")
 
 
-def work(model: LanguageModel, texts: list[str], options: Generate, results: Results) -> None:
+def work(model: LanguageModel, prompts: list[Prompt], options: Generate, results: Results) -> None:
     """All prompts in their order, a batch at a time; results come as batches are done."""
     spoken = time.monotonic()
-    numbered: Iterator[tuple[int, str]] = enumerate(texts, 1)
-    for batch in batches(numbered, options.batch_size):
+    for batch in batches(iter(prompts), options.batch_size):
         if not model.backbone.causal:
             fill(model, batch, options.fills, results)
         elif options.beams > 1:
@@ -220,7 +223,7 @@ def work(model: LanguageModel, texts: list[str], options: Generate, results: Res
             go_on(model, batch, options, results)
         if time.monotonic() - spoken > NEWS_EVERY_S:
             spoken = time.monotonic()
-            say(f"generate: {batch[-1][0]} of {len(texts)} prompts")
+            say(f"generate: {batch[-1].number} of {len(prompts)} prompts")
 
 
 def run(command: str, args: list[str]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -19,10 +18,7 @@ from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.nets import PretrainNet
-from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.pretrain import PretrainModule
-
-PROMPT_TOKENS = 16
 
 
 class Samples(Callback):
@@ -73,7 +69,7 @@ class Samples(Callback):
         compiled = module.compile_layers
         eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
         with torch.inference_mode(), eager:
-            lines = self._continued(module) if module.objective.causal else self._filled(module)
+            lines = self._lines(module)
         module.net.train(training)
         with open(self.file, "a", encoding="utf-8") as stream:
             for line in lines:
@@ -86,60 +82,12 @@ class Samples(Callback):
         quick = cast(Any, trainer).fast_dev_run
         return fitting and not quick and self.count > 0 and isinstance(module, PretrainModule)
 
-    def _continued(self, module: PretrainModule) -> list[dict[str, str]]:
-        from ptft_lightning.generation.continuing import continue_prompts, encode_prompt
-        from ptft_lightning.generation.growth import Limits
-        from ptft_lightning.generation.sampling import Sampling
+    def _lines(self, module: PretrainModule) -> list[dict[str, str]]:
+        from ptft_lightning.generation.model import LanguageModel
+        from ptft_lightning.generation.samples import continued, filled
 
-        model, data = _model(module), cast(CorpusDataModule, module.data)
-        if self.prompts is not None:
-            prompts = [encode_prompt(model, text) for text in self.prompts[: self.count]]
-        else:
-            prompts = _beginnings(data, self.count, model.max_length)
-        if not prompts:
-            return []
-        found = continue_prompts(model, prompts, Sampling(), Limits(self.new_tokens))
-        return [
-            {"kind": "continuation", "prompt": data.tokenizer.decode(prompt), "text": one.text}
-            for prompt, one in zip(prompts, found, strict=True)
-        ]
-
-    def _filled(self, module: PretrainModule) -> list[dict[str, str]]:
-        from ptft_lightning.generation.filling import fill_masks, show_masked
-
-        data = cast(CorpusDataModule, module.data)
-        numbers = np.arange(min(self.count, len(data.validation_rows)), dtype=np.int64)
-        rows, documents = data.validation_rows.read(numbers)
-        tokens, _ = module.objective.make(rows, documents, numbers, data.seed, data.tokenizer)
-        # A row may pack several documents: its first one is shown.
-        prompts = [
-            row[own == 1].tolist() for row, own in zip(tokens, documents[:, :-1], strict=True)
-        ]
-        if not prompts:
-            return []
-        return [
-            {"kind": "filled", "prompt": show_masked(data.tokenizer, prompt), "text": one.text}
-            for prompt, one in zip(prompts, fill_masks(_model(module), prompts, 1), strict=True)
-        ]
-
-
-def _model(module: PhaseModule) -> Any:
-    """The net as generation knows it."""
-    from ptft_lightning.generation.model import LanguageModel
-
-    net = cast(PretrainNet, module.net)
-    return LanguageModel(net.backbone, net.head, module.data.tokenizer)
-
-
-def _beginnings(data: CorpusDataModule, count: int, max_length: int) -> list[list[int]]:
-    """The first tokens of held-out documents, not more than half of a document."""
-    store = data.validation_rows.store
-    prompts: list[list[int]] = []
-    for shard in range(len(store.shards)):
-        tokens, ends = store.tokens(shard), np.asarray(store.ends(shard))
-        for start, stop in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-            if len(prompts) == count:
-                return prompts
-            length = min(PROMPT_TOKENS, max(1, (stop - start) // 2), max_length - 1)
-            prompts.append(tokens[start : start + length].tolist())
-    return prompts
+        data, net = cast(CorpusDataModule, module.data), cast(PretrainNet, module.net)
+        model, rows = LanguageModel(net.backbone, net.head, data.tokenizer), data.validation_rows
+        if module.objective.causal:
+            return continued(model, rows, self.count, self.prompts, self.new_tokens)
+        return filled(model, rows, self.count, module.objective, data.seed)
