@@ -1,4 +1,4 @@
-"""BLiMP (Warstadt et al. 2020): how often a model finds the grammatical sentence of a pair likelier.
+"""BLiMP (Warstadt et al. 2020): how often a model finds the grammatical one of a pair likelier.
 
 67 sets of 1,000 pairs; chance is 50 %. Prints one JSON line a phenomenon with its sets, then all.
 The sum of the log-probabilities decides (causal), or of the pseudo-log-likelihoods (masked).
