@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 
 CHILD = """
-import resource, sys
+import re, sys
 from ptft_lightning.cli import main
 main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
 
