@@ -40,16 +40,17 @@ LAYERS = (
 )
 # Parts that no core file imports, except inside the function that needs them.
 LEAVES = (
-    *("generation", "interop", "report", "modules/muon.py"),
+    *("generation", "interop", "report", "modules/loading.py", "modules/muon.py"),
     *("data/formats", "data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
-    "data/tokenizer_training.py",
+    *("data/sampling.py", "data/tokenizer_training.py"),
     *("tasks/class_weights.py", "tasks/classification.py", "tasks/matthews.py"),
     *("tasks/multilabel.py", "tasks/pooling.py", "tasks/regression.py"),
     *("commands/check.py", "commands/check_data.py", "commands/export.py", "commands/generate.py"),
     *("commands/report.py", "commands/score.py", "commands/texts.py", "commands/tune.py"),
+    *("commands/inspect.py", "commands/prepare.py", "commands/tokenizer.py", "commands/tool.py"),
     *("commands/sweep.py", "commands/sweep_results.py", "commands/sweep_space.py"),
 )
-CORE_CODE_LINES = 4500  # 3,000 is the aim
+CORE_CODE_LINES = 5300  # 3,000 was the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60
 

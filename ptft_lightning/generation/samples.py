@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptft_lightning.data.corpus import RowMaker
+from ptft_lightning.data.row_batches import RowMaker
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.generation.continuing import continue_prompts, encode_prompt
 from ptft_lightning.generation.filling import fill_masks, show_masked

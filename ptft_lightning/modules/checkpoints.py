@@ -186,7 +186,7 @@ class Checkpoints(Callback):
                 path.unlink()
 
     def _keep_best(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        if module.phase != "finetune":
+        if module.phase != "finetune" or cast(Any, trainer).fast_dev_run:
             return
         name, sign = watched(module)
         value = float(trainer.callback_metrics.get(name, math.nan))  # a correlation may be NaN

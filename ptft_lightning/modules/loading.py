@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ptft_lightning.errors import UserError
-from ptft_lightning.handoff.bundle import Bundle, open_bundle
+from ptft_lightning.handoff.bundle import Bundle
+from ptft_lightning.interop.open import open_model
 from ptft_lightning.modules.nets import PretrainNet, build_backbone, fill
 from ptft_lightning.objectives.base import Objective
 from ptft_lightning.objectives.causal import CausalLM
@@ -22,12 +23,12 @@ OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (CausalLM,
 def load_pretrained(
     init_from: str, device: str = "auto", precision: Precision = "32-true"
 ) -> tuple[PretrainNet, Bundle]:
-    """The net of a bundle, run or checkpoint on a device, in evaluation mode.
+    """The net of a bundle, run, checkpoint or Hugging Face folder on a device, in evaluation mode.
 
     Raises:
         UserError: of phase two, no such device, or tensors that do not fit.
     """
-    place, bundle = _device(device), open_bundle(init_from)
+    place, bundle = _device(device), open_model(init_from)
     head = bundle.config["head"]
     if bundle.config["phase"] != "pretrain" or head["name"] not in OBJECTIVES:
         raise UserError(

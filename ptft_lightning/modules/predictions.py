@@ -80,7 +80,8 @@ class Predictions:
 
     def _said(self, number: int) -> dict[str, Any]:
         example = self.examples[number]
-        said = {"number": number, "text": _cut(example.text), "gold": example.label}
+        gold = example.label if example.labels is None else example.labels
+        said = {"number": number, "text": _cut(example.text), "gold": gold}
         return said if example.pair is None else said | {"pair": _cut(example.pair)}
 
 

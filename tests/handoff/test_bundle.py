@@ -22,7 +22,7 @@ from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.objectives.masked import MaskedLM
 
 FILES = {"model.safetensors", "config.json", "tokenizer.json", "lineage.json", "README.md"}
-CONFIG = {"phase": "pretrain", "backbone": {"kind": "transformer"}}
+CONFIG = {"phase": "pretrain", "backbone": {"kind": "transformer"}, "head": {"name": "causal"}}
 
 
 def tensors(first: float = 1.0) -> dict[str, Tensor]:

@@ -78,13 +78,13 @@ def test_good_pairs_pass_and_tell_what_they_inherit(
 
 
 def test_settings_younger_than_a_tuned_bundle_are_free(bundles: Path, bpe: Tokenizer) -> None:
-    old = {"pooling": "auto", "dropout": 0.0}
+    old = {"pooling": "auto", "dropout": 0.5}
     bundle = change(bundles / "classification", "head", "config", to=old)
     tiny.finetune(init_from=bundle).preflight(examples(bpe))
-    old["dropout"] = 0.5
+    old["pooling"] = "last"
     bundle = change(bundles / "classification", "head", "config", to=old)
     said = refusal(tiny.finetune(init_from=bundle), examples(bpe))
-    assert "'dropout': 0.5" in said
+    assert "model.task.pooling 'last', yours is 'auto'" in said
 
 
 def test_foreign_tokenizer(bundles: Path, bpe: Tokenizer, wordpiece: Tokenizer) -> None:
