@@ -9,7 +9,8 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import processors
 
 from ptft_lightning.data.examples import Example, frame_example
-from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.tokenizer import OWN, Tokenizer
+from ptft_lightning.errors import UserError
 
 PROBE = "Two  words, été 模型"
 UNKNOWN = ("[UNK]", "<unk>")
@@ -40,8 +41,16 @@ def tokenizer_files(
         tuned: whether it was tuned for a task, on examples framed as ours are.
         max_length: tokens the model reads.
         types: whether it tells the texts of a pair apart.
+
+    Raises:
+        UserError: the tokenizer does what theirs cannot.
     """
     ids = special_ids(tokenizer, causal)
+    if tokenizer.first:
+        raise UserError(
+            f"the tokenizer converts text by {', '.join(tokenizer.first)} before it encodes, which "
+            "the files of other programs cannot say: export a model of a tokenizer without"
+        )
     tokens = {f"{part}_token": _name(tokenizer, i) for part, i in ids.items()}
     inputs = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
     config = {
@@ -61,7 +70,7 @@ def tokenizer_files(
 
 def frames_alike(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer puts around a text what we put around an example."""
-    raw = RawTokenizer.from_str(tokenizer.text)
+    raw = RawTokenizer.from_str(_plain(tokenizer))
     return bool(raw.encode(PROBE).ids == _wanted(tokenizer, None, generates=False))
 
 
@@ -71,18 +80,29 @@ def _framed(tokenizer: Tokenizer, causal: bool, tuned: bool) -> str:
     A generating model is given the begin token alone. What a pretrained model's own tokenizer
     adds is left as it is: its makers decided so.
     """
-    raw = RawTokenizer.from_str(tokenizer.text)
+    text = _plain(tokenizer)
+    raw = RawTokenizer.from_str(text)
     generates = causal and not tuned
     wanted = [_wanted(tokenizer, pair, generates) for pair in (None, PROBE)]
     adds = [raw.encode(PROBE, pair).ids for pair in (None, PROBE)]
     plain = raw.encode(PROBE, add_special_tokens=False).ids
-    if adds == wanted or (adds[0] != plain and not tuned):
-        return tokenizer.text
+    if adds == wanted or (raw.post_processor is not None and not tuned):
+        return text
     frame = _template(tokenizer, generates)
     before = raw.post_processor
     alone = before is None or adds[0] != plain  # another frame is replaced
     raw.post_processor = frame if alone else processors.Sequence([before, frame])
     return str(raw.to_str())
+
+
+def _plain(tokenizer: Tokenizer) -> str:
+    """tokenizer.json without what only we read in it: other names of special tokens, which
+    tokenizer_config.json tells, too."""
+    content = json.loads(tokenizer.text)
+    if OWN not in content:
+        return tokenizer.text
+    del content[OWN]
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _wanted(tokenizer: Tokenizer, pair: str | None, generates: bool) -> list[int]:

@@ -137,6 +137,36 @@ def test_the_tokenizer_is_theirs_too(folder_of: Any, tmp_path: Path) -> None:
         assert ("token_type_ids" in batch) == (name == "bert")
 
 
+def test_special_tokens_of_other_names(folder_of: Any, tmp_path: Path) -> None:
+    """Told by their tokenizer_config.json, kept in our tokenizer, told again."""
+    peer = build_peer("llama")
+    source = folder_of("llama", tmp_path / "source", peer)
+    text = (source / "tokenizer.json").read_text()
+    for ours, theirs in (("[SEP]", "<stop>"), ("[PAD]", "<blank>")):
+        text = text.replace(ours, theirs)
+    (source / "tokenizer.json").write_text(text)
+    named = {"eos_token": "<stop>", "pad_token": "<blank>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(named))
+    theirs = open_model(source)
+    assert (theirs.tokenizer.pad, theirs.tokenizer.end) == (0, 2)
+    tensors = {n: theirs.tensor(n) for n in theirs.names()}
+    write_bundle(tmp_path / "bundle", theirs.config, theirs.tokenizer, tensors, {}, "")
+    done(["export", "--init_from", tmp_path / "bundle", "--output", tmp_path / "out"])
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (auto.eos_token, auto.pad_token) == ("<stop>", "<blank>")
+
+
+def test_a_tokenizer_that_converts_first(folder_of: Any, tmp_path: Path) -> None:
+    source = folder_of("llama", tmp_path / "source", build_peer("llama"))
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["ptft_lightning"] = {"first": ["nfkc"]}
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    run = call(["export", "--init_from", source, "--output", tmp_path / "out"])
+    assert run.code == 2
+    assert "converts text by nfkc before it encodes" in run.errors[0]
+    assert {p.name for p in tmp_path.iterdir()} == {"source"}
+
+
 def test_a_generator_says_where_to_stop(folder_of: Any, tmp_path: Path) -> None:
     source = folder_of("llama", tmp_path / "source", build_peer("llama"))
     done(["export", "--init_from", source, "--output", tmp_path / "out"])

@@ -94,7 +94,7 @@ def test_their_classifier_predicts(folder_of: Any, examples: Path, tmp_path: Pat
     assert "labels land, water, air" in run.err
     assert "new: nothing; unused: nothing" in run.err
     wrong = call(words("fit", options | {"model.task.pooling": "mean", "run_dir": "other"}))
-    assert "was tuned with model.task." in wrong.errors[0]
+    assert "was tuned with model.task.pooling 'first', yours is 'mean'" in wrong.errors[0]
 
 
 @pytest.mark.parametrize("name", ["bert bare", "gpt2", "modernbert"])
