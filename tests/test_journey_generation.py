@@ -7,7 +7,16 @@ import math
 from pathlib import Path
 
 import pytest
-from faults.kit import call, done, pretrain, read_json_lines, read_metrics, words
+from faults.kit import (
+    call,
+    done,
+    finish,
+    launch,
+    pretrain,
+    read_json_lines,
+    read_metrics,
+    words,
+)
 
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -184,6 +193,15 @@ def test_samples_change_nothing_and_a_resume_writes_them_again(store, bpe_path, 
     (with_samples / "samples.jsonl").write_text(written + '{"step": 8, "ki')
     fit("with", samples__prompts=["The river", "的一"], ckpt_path="last")
     assert (with_samples / "samples.jsonl").read_text() == written
+
+
+def test_a_sharded_run_says_that_it_writes_no_samples(store, bpe_path, tmp_path):
+    options = pretrain(tmp_path / "run", store, bpe_path)
+    two = {"trainer.devices": 2, "trainer.strategy": "fsdp2"}
+    run = finish(launch(words("fit", options | two)))
+    assert run.code == 0, run.err
+    assert run.err.count("samples: none, the model is sharded over the ranks") == 1
+    assert not (tmp_path / "run" / "samples.jsonl").exists()
 
 
 # Mistakes.
