@@ -71,13 +71,7 @@ def tokenizer(
     check_limit(max_bad_share)
     files = expand_sources(files)
     limit, size = int(max_mb * 1e6), sum(text_size(f, column) for f in files)
-    sample = min(limit, size)
-    spaced, unspaced = ((BASE_BYTES + each * sample) / 1e9 for each in MEMORY[kind])
-    print(
-        f"tokenizer: {sample / 1e6:.1f} MB of text, up to {spaced:.1f} GB of memory, without "
-        f"spaces between words (Chinese) {unspaced:.1f} GB: --max_mb bounds both",
-        file=sys.stderr,
-    )
+    print(memory_estimate(kind, min(limit, size)), file=sys.stderr)
     bad = BadDocuments(on_bad=on_bad_document)
     counted = _Counted(sample_documents(files, Reading(column, encoding), limit, bad), limit, size)
     steps = [normalize] if isinstance(normalize, str) else normalize or []
@@ -94,6 +88,15 @@ def tokenizer(
     )
     if learned.size < vocab_size:
         print(f"the text gave only {learned.size} of {vocab_size} ids", file=sys.stderr)
+
+
+def memory_estimate(kind: Kind, sample: int) -> str:
+    """What learning from `sample` bytes will take."""
+    spaced, unspaced = ((BASE_BYTES + each * sample) / 1e9 for each in MEMORY[kind])
+    return (
+        f"tokenizer: {sample / 1e6:.1f} MB of text, up to {spaced:.1f} GB of memory, without "
+        f"spaces between words (Chinese) {unspaced:.1f} GB: --max_mb bounds both"
+    )
 
 
 class _Counted:
