@@ -89,6 +89,7 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
             corpus = str(request.getfixturevalue("corpus_file"))
             tokenizer = str(request.getfixturevalue("bpe_path"))
             made = {"data.store": str(tmp_path / "store"), "data.tokenizer": tokenizer}
+            made["data.length"] = 64
             return mine | made | {"data.files": [corpus], "data.validation_share": 0.1}
         examples = request.getfixturevalue("examples")
         given = data["init_args"].get("columns") or {}

@@ -725,8 +725,8 @@ AFTER: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     ),
     "a setting the bundle was not tuned with": (
         "test",
-        {"run_dir": "{}/two", "model.task.label_smoothing": 0.2},
-        ("tuned with task settings", "'label_smoothing': 0.0", "give the same"),
+        {"run_dir": "{}/two", "model.task.pooling": "first"},
+        ("tuned with model.task.pooling 'auto'", "yours is 'first'", "give the same"),
     ),
     "unknown key": (
         "test",

@@ -97,7 +97,7 @@ def test_phase_two_s_columns(run_dir, tmp_path):
     rows = read_metrics(tmp_path / "run")
     assert set(rows[0]) == {
         *("step", "train_loss", "lr", "grad_norm", "samples", "tokens", "padding_waste"),
-        *("val_loss", "val_accuracy", "val_macro_f1"),
+        *("val_loss", "val_accuracy", "val_macro_f1", "val_mcc"),
     }
     assert [row["samples"] for row in rows] == ["14", "28", "42", "56", "60"]
     assert [row["step"] for row in rows if row["val_accuracy"]] == ["5"]

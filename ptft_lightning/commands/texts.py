@@ -51,12 +51,20 @@ def read_lines(file: str) -> Iterator[str]:
 
 
 def read_documents(file: str, column: str) -> Iterator[str]:
-    """The documents of a file; unreadable ones are left out and reported."""
+    """The documents of a file; unreadable ones are left out and reported.
+
+    Raises:
+        UserError: there is none that can be read.
+    """
     bad, reading = BadDocuments(), Reading(column)
     check_file(file, reading)
-    size = text_size(file, column)
+    size, found = text_size(file, column), False
     for unit in split_units(file, size, max(size, 1), column):
-        yield from read_unit(unit, reading, bad)
+        for document in read_unit(unit, reading, bad):
+            found = True
+            yield document
+    if not found:
+        raise UserError(f"no documents in '{file}'; {bad.summary()}")
     if bad.count:
         say(bad.summary())
 
