@@ -68,6 +68,7 @@ SMALL = {
     "data.micro_batch_size": 2,
     "data.workers": 0,
     "trainer.accelerator": "cpu",
+    "trainer.precision": "32-true",  # many processors only imitate bfloat16
     "trainer.max_steps": 2,
     "trainer.val_check_interval": 2,
     "trainer.limit_val_batches": 1,

@@ -35,6 +35,7 @@ from faults.kit import (
 from wandb.proto import wandb_internal_pb2
 
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
+from ptft_lightning.commands import trainer_options
 from ptft_lightning.data.prepare import held_out
 from ptft_lightning.data.tokenizer import Tokenizer
 
@@ -316,3 +317,21 @@ def in_terminal(args: list[str]) -> str:
     os.close(mine)
     assert process.wait(60) == 0, shown.decode()
     return shown.decode()
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "told"),
+    [
+        ("avx2", "bf16-mixed", True),
+        ("avx2 avx512_bf16", "bf16-mixed", False),
+        ("avx2", "32-true", False),
+    ],
+)
+def test_imitated_bfloat16_is_told(flags, precision, told, store, bpe_path, tmp_path, monkeypatch):
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"flags\t: fpu {flags}\n")
+    monkeypatch.setattr(trainer_options, "CPU_FACTS", facts)
+    monkeypatch.setattr(trainer_options.platform, "machine", lambda: "x86_64")
+    options = pretrain(tmp_path / "run", store, bpe_path, trainer__max_steps=1)
+    run = done(words("fit", options | {"trainer.precision": precision}))
+    assert ("does not compute in bfloat16" in run.err) is told

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 import signal
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +23,7 @@ import ptft_lightning.objectives.masked
 import ptft_lightning.tuning.frozen  # noqa: F401
 from ptft_lightning.commands.mistakes import one_line
 from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig
+from ptft_lightning.commands.quiet import quieten
 from ptft_lightning.commands.runs import (
     build_loggers,
     bundle_of,
@@ -33,7 +31,11 @@ from ptft_lightning.commands.runs import (
     config_of,
     refuse_finished,
 )
-from ptft_lightning.commands.trainer_options import TRAINER_DEFAULTS, refuse_unsupported
+from ptft_lightning.commands.trainer_options import (
+    TRAINER_DEFAULTS,
+    refuse_unsupported,
+    tell_slow_precision,
+)
 from ptft_lightning.data.corpus import CorpusDataModule  # noqa: F401
 from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.task_data import TaskDataModule
@@ -174,8 +176,9 @@ class CLI(ConfigCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Say where the run goes on."""
-        if self.options.ckpt_path is not None and global_rank() == 0:
+        """Say where the run goes on, and what is slow here."""
+        tell_slow_precision(self.trainer)
+        if self.options.ckpt_path is not None:
             say(f"resuming from '{self.options.ckpt_path}'")
 
     def after_fit(self) -> None:
@@ -240,23 +243,6 @@ def global_rank() -> int:
     """This process's rank, known before a trainer exists."""
     rank: int = getattr(rank_zero_only, "rank", 0)
     return rank
-
-
-def quieten() -> None:
-    """Leave out what a user can do nothing about."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (
-        "LightningCLI's args parameter",  # main(args) is called on purpose
-        "`isinstance(treespec, LeafSpec)`",  # Lightning 2.6.6 under torch 2.13
-        "does not have many workers",  # batches are made in microseconds
-        "`weights_only` was not set",
-        "when logging on epoch level in distributed setting",  # ours are reduced already
-        "You defined a `validation_step`",  # no document was held out
-        "but have no logger configured",  # test and validate print what they log
-        "Precision bf16-mixed is not supported by the model summary",
-    ):
-        warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")
 
 
 def run(command: str, args: list[str]) -> None:

@@ -1,10 +1,17 @@
-"""Options of Lightning's trainer: our defaults, and what this program does not take."""
+"""Options of Lightning's trainer: our defaults, what this program does not take, what is slow."""
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
+import lightning as L
 from jsonargparse import Namespace
 
+from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
+
+CPU_FACTS = Path("/proc/cpuinfo")
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,
@@ -48,3 +55,16 @@ def refuse_unsupported(trainer: Namespace) -> None:
     for name, refused, fix in refusals:
         if refused:
             raise UserError(f"trainer.{name} is {trainer[name]!r}: {fix}")
+
+
+def tell_slow_precision(trainer: L.Trainer) -> None:
+    """bfloat16 is imitated by processors without it, tens of times slower than float32."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    known = platform.machine() == "x86_64" and CPU_FACTS.is_file()
+    if not (on_cpu and known and str(trainer.precision).startswith("bf16")):
+        return
+    if not {"avx512_bf16", "amx_bf16"}.intersection(CPU_FACTS.read_text().split()):
+        say(
+            f"trainer.precision is {trainer.precision}, and this processor does not compute in "
+            "bfloat16: --trainer.precision 32-true will be much faster"
+        )

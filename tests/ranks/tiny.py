@@ -12,7 +12,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
-from ptft_lightning.commands.train import TRAINER_DEFAULTS, quieten
+from ptft_lightning.commands.quiet import quieten
+from ptft_lightning.commands.trainer_options import TRAINER_DEFAULTS
 from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.data.tokenizer import Tokenizer
