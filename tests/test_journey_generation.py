@@ -190,9 +190,12 @@ def test_samples_change_nothing_and_a_resume_writes_them_again(store, bpe_path, 
     assert [json.loads(line)["step"] for line in written.splitlines()] == [2, 2, 4, 4, 6, 6, 8, 8]
     # From step 6 on anew, its own lines kept, what a kill tore off removed.
     (with_samples / "checkpoints" / "step=00000009.ckpt").unlink()
-    (with_samples / "samples.jsonl").write_text(written + '{"step": 8, "ki')
+    # A separator that ends no line of a file, in a line to keep; a line torn inside a character.
+    odd = json.dumps({"step": 3, "text": "a\u2028b"}, ensure_ascii=False) + "\n"
+    torn = '{"step": 8, "text": "的'.encode()[:-1]
+    (with_samples / "samples.jsonl").write_bytes((odd + written).encode() + torn)
     fit("with", samples__prompts=["The river", "的一"], ckpt_path="last")
-    assert (with_samples / "samples.jsonl").read_text() == written
+    assert (with_samples / "samples.jsonl").read_text(encoding="utf-8") == odd + written
 
 
 def test_a_sharded_run_says_that_it_writes_no_samples(store, bpe_path, tmp_path):

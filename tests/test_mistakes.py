@@ -172,6 +172,10 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"trainer.max_stepz": 3},
         ("'trainer.max_stepz'", "did you mean 'trainer.max_steps'?"),
     ),
+    "prompts that are too long for samples": (
+        {"samples.prompts": ["the river and the sea " * 20]},
+        ("the prompt 'the river", "tokens", "reads at most"),
+    ),
     "unknown key of the data": (
         {"data.lenght": 3},
         ("'data.lenght'", "did you mean 'data.length'?"),

@@ -25,6 +25,7 @@ from ptft_lightning.commands.check_data import Finding, check_data, first_batche
 from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.module import PhaseData
 from ptft_lightning.data.sample_order import Segment, Segments
+from ptft_lightning.errors import UserError
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.meter import Meter
 from ptft_lightning.modules.phase import PhaseModule
@@ -234,6 +235,9 @@ class CheckCLI(train.CLI):
     def complete_options(self) -> None:
         """Always step 0, on one device; the run directory is neither read nor written."""
         options, trainer = self.options, self.options.trainer
+        for name in ("overfit_steps", "overfit_samples", "show"):
+            if options[name] < 1:
+                raise UserError(f"--{name} is {options[name]}: give 1 or more")
         devices = trainer.devices
         trainer.devices = devices[:1] if isinstance(devices, list) else 1
         trainer.num_nodes, trainer.strategy, trainer.fast_dev_run = 1, "auto", False

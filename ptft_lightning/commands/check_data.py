@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ptft_lightning.data.batch import Batch
@@ -113,13 +114,8 @@ def row_table(batch: Batch, tokenizer: Tokenizer, shown: int) -> Table:
         document = str(documents[at]) if documents[at] else "padding"
         target = piece(tokenizer, wanted[at]) if at in wanted else ""
         cells = [str(at), document, piece(tokenizer, token), target]
-        table.add_row(*(_literal(c) for c in cells + ([fates.get(at, "")] if fates else [])))
+        table.add_row(*(escape(c) for c in cells + ([fates.get(at, "")] if fates else [])))
     return table
-
-
-def _literal(text: str) -> str:
-    """Not markup: `[MASK]` is a word here."""
-    return text.replace("[", "\\[")
 
 
 def _targets_of(
@@ -146,7 +142,7 @@ def example_table(example: Encoded, tokenizer: Tokenizer, shown: int) -> Table:
     for at, (token, segment) in enumerate(zip(example.tokens, example.segments, strict=True)):
         if at < shown:
             cells = [str(at), str(segment), piece(tokenizer, token)]
-            table.add_row(*(_literal(c) for c in cells), *(str(v[at]) for v in along.values()))
+            table.add_row(*(escape(c) for c in cells), *(str(v[at]) for v in along.values()))
     return table
 
 

@@ -15,10 +15,15 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle, replace_directory
 from ptft_lightning.interop.compare import compare_with_transformers
 from ptft_lightning.interop.families import find_family
-from ptft_lightning.interop.open import is_huggingface, open_model
+from ptft_lightning.interop.open import open_model
+from ptft_lightning.interop.tensor_files import INDEX
 from ptft_lightning.interop.write import write_folder
 
 GB = 10**9
+WRITTEN = {
+    *("config.json", "generation_config.json", INDEX),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+}
 
 
 def export(
@@ -44,8 +49,10 @@ def export(
     """
     if shard_gb <= 0:
         raise UserError(f"--shard_gb is {shard_gb}: give a positive number")
-    target = Path(output)
+    target = Path(output).resolve()
     _check_place(target, overwrite)
+    if target == Path(init_from).resolve():
+        raise UserError(f"--output '{output}' is --init_from: name another directory")
     bundle = open_model(init_from)
     chosen = find_family(bundle.config, bundle.tokenizer.pad, family)
     shape = TransformerConfig(**bundle.config["backbone"]["config"])
@@ -68,8 +75,15 @@ def _check_place(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"--output '{target}' is there already: name another or give --overwrite")
-    if not is_huggingface(target):
+    if not target.is_dir() or not _is_export(target):
         raise UserError(f"--output '{target}' is no earlier export: name another directory")
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds what an export writes and nothing else."""
+    names = {path.name for path in folder.iterdir()}
+    others = {name for name in names - WRITTEN if not name.endswith(".safetensors")}
+    return "config.json" in names and not others
 
 
 def _check(bundle: Bundle, folder: Path) -> str:

@@ -76,6 +76,8 @@ class Generate(Sampling):
         for name in ("max_new_tokens", "num_samples", "beams", "fills", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}: give 1 or more")
+        if self.stop is not None and "" in texts_in(self.stop, "stop"):
+            raise UserError("--stop is empty: give the text before which to end")
         if self.beams > 1:
             if self.temperature or self.stop is not None or self.repetition_penalty != 1:
                 raise UserError(

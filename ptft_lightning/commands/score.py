@@ -109,7 +109,9 @@ class Sums:
             "tokens": tokens,
             "log_probability": total,
             "perplexity": perplexity(-total / tokens) if tokens else None,
-            "bits_per_byte": -total / math.log(2) / text_bytes if self.measured else None,
+            "bits_per_byte": (
+                -total / math.log(2) / text_bytes if self.measured and text_bytes else None
+            ),
         }
 
 

@@ -161,6 +161,8 @@ class Sweep:
         shown = ", ".join(f"{key} {short(value)}" for key, value in trial.params.items())
         say(f"trial {trial.number + 1}/{self.options.trials}: {shown} (log: {at / 'log.txt'})")
         code = self._fit(at, trial.params, judge)
+        if code == STOPPED:  # told to end, and saved: the next call goes on with it
+            sys.exit(STOPPED)
         if code is None:
             self.study.tell(trial.number, state=TrialState.PRUNED)
             say("  ended early: worse than the median so far")

@@ -17,7 +17,8 @@ from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.row_batches import RowDataset, RowMaker
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
-from ptft_lightning.data.sources import expand_sources
+from ptft_lightning.data.sources import HUB, expand_sources
+from ptft_lightning.data.streams import stored_size
 from ptft_lightning.data.token_store import TokenStore, read_manifest
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
@@ -104,7 +105,7 @@ class CorpusDataModule(PhaseData):
             "column": self.column,
             "encoding": self.encoding,
             "held_out": self.validation_share,
-            "sizes": [text_size(file, self.column) for file in self.files],
+            "stored": [0 if f.startswith(HUB) else stored_size(f) for f in self.files],
         }
         made = {"encoding": "utf-8"} | plan
         changed = [shown_change(k, made.get(k), v) for k, v in asked.items() if made.get(k) != v]

@@ -31,6 +31,12 @@ class Columns:
     names: list[str] | None = None
     """Names of the columns of a csv or tsv file that has no header line."""
 
+    def __post_init__(self) -> None:
+        if self.separator == "":
+            raise UserError(
+                "data.columns.separator is empty: name what stands between labels, or leave it out"
+            )
+
 
 @dataclass(frozen=True)
 class Example:
@@ -44,7 +50,7 @@ class Example:
 
     def __post_init__(self) -> None:
         try:
-            (self.text + (self.pair or "")).encode()
+            "".join([self.text, self.pair or "", self.label or "", *(self.labels or ())]).encode()
         except UnicodeEncodeError as error:
             raise UserError(
                 f"{self.place}: half of a surrogate pair (not valid Unicode)"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ptft_lightning.data.examples import Example
-from ptft_lightning.data.streams import open_bytes
+from ptft_lightning.data.streams import Damaged, open_bytes
 from ptft_lightning.errors import UserError
 
 
@@ -22,6 +22,8 @@ def read_label_names(given: str | Mapping[str, str]) -> dict[str, str]:
                 lines = stream.read().decode("utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise UserError(f"'{given}' is not UTF-8: {error}") from error
+            except Damaged as error:
+                raise UserError(f"'{given}' is damaged, get it again") from error
         names = {str(n): line.strip() for n, line in enumerate(lines) if line.strip()}
     else:
         names = {str(key): str(name) for key, name in given.items()}

@@ -27,6 +27,8 @@ class Plan:
     seed: int
     unit_bytes: int
     sizes: list[int]
+    stored: list[int]
+    """Bytes of each file as it lies there, perhaps compressed; what a later run compares."""
     encoding: Encoding = "utf-8"
     segmenter: str | None = None
     """What finds the words whose starts are noted; None where none are."""
@@ -55,7 +57,8 @@ def check_share(validation_share: float) -> None:
 def shown_change(name: str, old: Any, new: Any) -> str:
     """What changed, of long lists their number and what is on one side only."""
     if isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > SHOWN:
-        other = [x for x in (*old, *new) if (x in old) != (x in new)]
-        differs = f", such as {other[0]!r}" if other else ""
+        before, after = set(old), set(new)
+        other = next((x for x in (*old, *new) if (x in before) != (x in after)), None)
+        differs = "" if other is None else f", such as {other!r}"
         return f"{name} {len(old)} entries -> {len(new)} entries{differs}"
     return f"{name} {old!r} -> {new!r}"

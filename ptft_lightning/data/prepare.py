@@ -36,7 +36,8 @@ from ptft_lightning.data.plan import (
     list_units,
     shown_change,
 )
-from ptft_lightning.data.sources import expand_sources
+from ptft_lightning.data.sources import HUB, expand_sources
+from ptft_lightning.data.streams import stored_size
 from ptft_lightning.data.token_store import (
     FORMAT,
     SPLITS,
@@ -94,6 +95,7 @@ def prepare_store(
         seed=seed,
         unit_bytes=unit_bytes,
         sizes=[text_size(file, column) for file in files],
+        stored=[0 if file.startswith(HUB) else stored_size(file) for file in files],
         encoding=encoding,
         segmenter=_segmenter() if word_starts else None,
     )

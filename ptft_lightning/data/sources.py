@@ -53,7 +53,7 @@ def expand_sources(entries: list[str]) -> list[str]:
         found = None if entry.startswith(HUB) else _listed(entry)
         if found is None:
             files.append(entry)
-            seen.add(entry)
+            seen.add(_place(entry))
             continue
         known = [path for path in found if _known_suffix(path)]
         if not known:
@@ -62,8 +62,8 @@ def expand_sources(entries: list[str]) -> list[str]:
                 f"{KNOWN}"
             )
         _say_ignored(entry, [path for path in found if not _known_suffix(path)])
-        files += [path for path in known if path not in seen]
-        seen.update(known)
+        files += [path for path in known if _place(path) not in seen]
+        seen.update(map(_place, known))
     return files
 
 
@@ -89,6 +89,11 @@ def _listed(entry: str) -> list[str] | None:
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot list '{entry}': {error}") from error
     return sorted(system.unstrip_protocol(name) for name in found)
+
+
+def _place(path: str) -> str:
+    """The same for all ways to write a local path."""
+    return path if "://" in path or path.startswith(HUB) else os.path.abspath(path)
 
 
 def _is_visible(path: Path, folder: str) -> bool:

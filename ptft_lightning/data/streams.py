@@ -37,14 +37,7 @@ def open_bytes(path: str) -> IO[bytes]:
     Raises:
         UserError: the file cannot be opened.
     """
-    try:
-        source = cast(IO[bytes], fsspec.open(path, "rb", compression=None).open())
-    except FileNotFoundError as error:
-        raise UserError(f"file not found: '{path}'") from error
-    except IsADirectoryError as error:
-        raise UserError(f"'{path}' is a directory: name the files in it") from error
-    except (OSError, ValueError, ImportError) as error:  # no permission, unknown protocol, ...
-        raise UserError(f"cannot open '{path}': {error}") from error
+    source = _open_source(path)
     if not path.endswith(COMPRESSED):
         return source
     from ptft_lightning.data.formats.compressed import Inflated
@@ -52,11 +45,39 @@ def open_bytes(path: str) -> IO[bytes]:
     return cast(IO[bytes], io.BufferedReader(Inflated(source, path.endswith(".gz"))))
 
 
+def _open_source(path: str) -> IO[bytes]:
+    try:
+        return cast(IO[bytes], fsspec.open(path, "rb", compression=None).open())
+    except FileNotFoundError as error:
+        raise UserError(f"file not found: '{path}'") from error
+    except IsADirectoryError as error:
+        raise UserError(f"'{path}' is a directory: name the files in it") from error
+    except (OSError, ValueError, ImportError) as error:  # no permission, unknown protocol, ...
+        raise UserError(f"cannot open '{path}': {error}") from error
+
+
+def _length(stream: IO[bytes], path: str) -> int:
+    try:
+        return stream.seek(0, 2)
+    except (ValueError, OSError) as error:  # a server that tells no length
+        raise UserError(f"cannot move about in '{path}' ({error}): download it first") from error
+
+
+def stored_size(path: str) -> int:
+    """Bytes of a file as it lies there, compressed or not.
+
+    Raises:
+        UserError: the file cannot be opened, or tells no length.
+    """
+    with _open_source(path) as source:
+        return _length(source, path)
+
+
 def stream_size(path: str) -> int:
     """Uncompressed bytes of `path`; a compressed file is read through, as far as it is whole."""
     with open_bytes(path) as stream:
         if not path.endswith(COMPRESSED):
-            return stream.seek(0, 2)
+            return _length(stream, path)
         try:
             return sum(len(block) for block in iter(lambda: stream.read(1 << 17), b""))
         except Damaged as damage:

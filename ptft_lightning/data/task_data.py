@@ -25,7 +25,7 @@ class TaskDataModule(PhaseData):
     """Labelled examples for phase two.
 
     Args:
-        train: Training file (.jsonl, .csv, .tsv, also .gz), path or URL.
+        train: Training file (.jsonl, .csv, .tsv, also .gz or .zst), path or URL.
         validation: Validation file; without one a share of the training file is held out.
         test: Test file.
         predict: File to predict; needs no labels.

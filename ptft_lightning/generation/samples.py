@@ -23,7 +23,7 @@ def continued(
     if texts is None:
         prompts = beginnings(rows, count, model.max_length)
     else:
-        prompts = [encode_prompt(model, text) for text in texts[:count]]
+        prompts = [encode_prompt(model, text) for text in texts]
     if not prompts:
         return []
     found = continue_prompts(model, prompts, Sampling(), Limits(new_tokens))

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
@@ -16,9 +16,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.module import say
+from ptft_lightning.data.token_store import write_atomically
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.nets import PretrainNet
 from ptft_lightning.modules.pretrain import PretrainModule
+
+if TYPE_CHECKING:
+    from ptft_lightning.generation.model import LanguageModel
 
 
 class Samples(Callback):
@@ -27,7 +31,7 @@ class Samples(Callback):
     Causal models go on with prompts, masked models fill the masks of held-out rows.
 
     Args:
-        count: How many; 0 turns it off.
+        count: How many without prompts; 0 turns samples off.
         prompts: For causal models; default: the beginnings of held-out documents.
         new_tokens: Tokens of a continuation.
     """
@@ -45,6 +49,17 @@ class Samples(Callback):
         """Where the lines go."""
         return self.run_dir / "samples.jsonl"
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse prompts that could not be used at the first validation."""
+        if self.prompts is None or not self._wanted(trainer, pl_module):
+            return
+        from ptft_lightning.generation.continuing import encode_prompt
+
+        if not cast(PretrainModule, pl_module).objective.causal:
+            raise UserError("samples.prompts are for causal models, this one is masked: leave out")
+        for text in self.prompts:
+            encode_prompt(self._model(cast(PretrainModule, pl_module)), text)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the lines of validations that a resume does again, and a torn last one."""
         if not trainer.is_global_zero or not self._wanted(trainer, pl_module):
@@ -52,10 +67,12 @@ class Samples(Callback):
         if isinstance(trainer.strategy, ModelParallelStrategy):
             say("samples: none, the model is sharded over the ranks")
         if self.file.is_file():
-            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= trainer.global_step]
-            self.file.write_text("".join(kept), encoding="utf-8")
+            # Not splitlines: text may hold separators that end no line of a file.
+            whole = self.file.read_bytes().split(b"\n")[:-1]
+            kept = [
+                line + b"\n" for line in whole if json.loads(line)["step"] <= trainer.global_step
+            ]
+            write_atomically(self.file, b"".join(kept))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Append this step's lines; its time does not count in tokens/s."""
@@ -83,11 +100,16 @@ class Samples(Callback):
         return fitting and not quick and self.count > 0 and isinstance(module, PretrainModule)
 
     def _lines(self, module: PretrainModule) -> list[dict[str, str]]:
-        from ptft_lightning.generation.model import LanguageModel
         from ptft_lightning.generation.samples import continued, filled
 
-        data, net = cast(CorpusDataModule, module.data), cast(PretrainNet, module.net)
-        model, rows = LanguageModel(net.backbone, net.head, data.tokenizer), data.validation_rows
+        data, model = cast(CorpusDataModule, module.data), self._model(module)
+        rows = data.validation_rows
         if module.objective.causal:
             return continued(model, rows, self.count, self.prompts, self.new_tokens)
         return filled(model, rows, self.count, module.objective, data.seed)
+
+    def _model(self, module: PretrainModule) -> LanguageModel:
+        from ptft_lightning.generation.model import LanguageModel
+
+        net = cast(PretrainNet, module.net)
+        return LanguageModel(net.backbone, net.head, module.data.tokenizer)

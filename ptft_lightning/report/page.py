@@ -80,10 +80,13 @@ footer{{margin-top:48px;font-size:12.5px;color:var(--muted)}}
 """
 
 
+UNSEEN = "\n\t\u00a0\u3000\u200c\u200d"  # spaces and joiners that text is written with
+
+
 def text(value: object) -> str:
     """Any text as HTML, controls and lone surrogates made visible."""
     plain = str(value).encode("utf-8", "replace").decode()
-    shown = "".join(c if c in "\n\t" or c.isprintable() or c == " " else "·" for c in plain)
+    shown = "".join(c if c.isprintable() or c in UNSEEN else "·" for c in plain)
     return escape(shown)
 
 

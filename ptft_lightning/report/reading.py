@@ -165,7 +165,8 @@ def _lines(file: Path, needed: set[str], troubles: list[str]) -> list[dict[str, 
         return []
     found = []
     # Not splitlines: text may hold separators that end no line of a file.
-    lines = file.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+    content = file.read_text(encoding="utf-8", errors="replace")
+    lines = content.removesuffix("\n").split("\n") if content else []
     for line in lines:
         try:
             record = json.loads(line)

@@ -24,7 +24,8 @@ def class_weights(given: ClassWeights, counts: Ids, labels: list[str]) -> npt.ND
         UserError: a name that is no label, another number of weights, or a weight that is none.
     """
     if given == "balanced":
-        weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
+        # A class without an example, all of whose examples were held out, has no share.
+        weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return np.asarray(weights, np.float32)
     if isinstance(given, dict):
         if strange := [name for name in given if name not in labels]:

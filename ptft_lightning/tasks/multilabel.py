@@ -67,8 +67,11 @@ class MultiLabel(Task):
     def schema(self, examples: list[Example]) -> list[str]:
         """The labels that occur, sorted; numbers by their value."""
         labels = labels_in_order({label for e in examples for label in self.labels_of(e)})
-        if not labels:
-            raise UserError("no example of the training file has a label")
+        if len(labels) < 2:
+            raise UserError(
+                f"multilabel needs two labels or more, the training file has {labels}: for yes "
+                "or no choose Classification"
+            )
         return labels
 
     def encode(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -287,3 +288,12 @@ def test_hub_mistakes(hub_folder: Path, query: str, message: str) -> None:
 def test_hub_name_that_is_not_there(hub_folder: Path) -> None:
     with pytest.raises(UserError, match="cannot load 'hub:no/such-data-set'"):
         text_size("hub:no/such-data-set")
+
+
+def test_a_parquet_file_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    for name in [n for n in sys.modules if n.partition(".")[0] == "pyarrow"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"ptft-lightning\[parquet\]"):
+        text_size(str(tmp_path / "t.parquet"))

@@ -85,3 +85,11 @@ def test_suffixes() -> None:
     for path in ("x.parquet.gz", "x.gz", "txt", "x.csvx"):
         with pytest.raises(UserError, match=f"cannot read '{path}'"):
             suffix_of(path)
+
+
+def test_other_ways_to_write_a_path_add_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("a")
+    for again in ("./corpus/*.txt", str(tmp_path / "corpus"), "corpus/../corpus"):
+        assert expand_sources(["corpus", again]) == ["corpus/a.txt"]

@@ -30,6 +30,11 @@ def test_balanced_is_sklearn_s() -> None:
     assert weights[labels].mean() == pytest.approx(1)
 
 
+def test_balanced_leaves_out_a_class_without_examples() -> None:
+    weights = class_weights("balanced", np.array([10, 30, 0]), ["a", "b", "c"])
+    assert (weights[:2] * [10, 30]).sum() / 40 == pytest.approx(1)
+
+
 def test_given_weights() -> None:
     assert class_weights({"c": 0.5}, COUNTS, LABELS).tolist() == [1, 1, 0.5]
     assert class_weights([3, 0, 1], COUNTS, LABELS).tolist() == [3, 0, 1]

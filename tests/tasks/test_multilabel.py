@@ -85,7 +85,7 @@ def test_labels_of_lists_and_of_single_words(bpe: Tokenizer) -> None:
         *([IGNORE] * 4, [IGNORE] * 4),
     ]
     assert task.targets(encoded[4:], at[:2], at[:2])["label"].tolist() == [[IGNORE], [IGNORE]]
-    with pytest.raises(UserError, match="no example of the training file has a label"):
+    with pytest.raises(UserError, match="two labels or more, the training file has"):
         task.schema(examples[1:2])
 
 

@@ -9,10 +9,12 @@ from typing import IO, Any
 
 import zstandard
 
-from ptft_lightning.data.streams import Damaged
+from ptft_lightning.data.streams import MAX_LINE, Damaged
 
 PIECE = 4096  # compressed bytes at once: where a file is damaged, the text of one piece is lost
-KEPT = 4 * 2**20  # bytes of text a stream remembers, to go back without beginning again
+# Bytes of text a stream remembers, to go back without beginning again: a document may end as far
+# behind its unit as a line may be long.
+KEPT = MAX_LINE + 4 * 2**20
 
 
 class Inflated(io.RawIOBase):
