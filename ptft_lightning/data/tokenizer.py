@@ -35,6 +35,9 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 # White space, case, accents, wide forms, other scripts and emoji: what a lossy tokenizer changes.
 PROBE = "Two  spaces,\ta tab\nand a line. Été, ŝ, Ａ, 漢字, 模型, модель, 🙂"
+# Ideographs, kana and the punctuation written with them.
+CHARACTER = r"[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]"
+BETWEEN_CHARACTERS = re.compile(rf"(?<={CHARACTER}) (?={CHARACTER})")
 Index = npt.NDArray[np.int64]
 
 
@@ -84,6 +87,9 @@ class Tokenizer:
         written = self.raw.encode_batch_fast([*self._controls], add_special_tokens=False)
         # True of models such as Unigram, whose own vocabulary holds the names.
         self._takes_names = not all(self._control_ids.isdisjoint(e.ids) for e in written)
+        # What splits Chinese by character joins the pieces with spaces that no text had.
+        decoder = content.get("decoder") or {"type": "WordPiece"}
+        self._spaced = decoder["type"] == "WordPiece"
         self.round_trips = self.decode(self.encode([PROBE])[0]) == PROBE
 
     @classmethod
@@ -174,10 +180,10 @@ class Tokenizer:
         ids = [traced.ids[i] for i in kept.tolist()]
         return Traced(text, ids, traced.spans[kept], traced.words[kept])
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        text: str = self.raw.decode(ids, skip_special_tokens=True)
-        return text
+    def decode(self, ids: list[int], specials: bool = False) -> str:
+        """Text of token ids, special tokens left out unless asked for; Chinese without spaces."""
+        text: str = self.raw.decode(ids, skip_special_tokens=not specials)
+        return BETWEEN_CHARACTERS.sub("", text) if self._spaced else text
 
     def frame(self, ids: list[int]) -> list[int]:
         """A whole document: begin + ids + end, as far as the vocabulary has them."""

@@ -63,8 +63,7 @@ def show_masked(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids with the masks written out."""
     hidden = set(tokenizer.specials.tolist()) - {tokenizer.mask}
     shown = [i for i in ids if i not in hidden]
-    text: str = tokenizer.raw.decode(shown, skip_special_tokens=False)
-    return text
+    return tokenizer.decode(shown, specials=True)
 
 
 def show_token(tokenizer: Tokenizer, token: int) -> str:

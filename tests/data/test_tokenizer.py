@@ -396,3 +396,8 @@ def test_command_refuses(corpus_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="empty corpus"):
         tokenizer_command([str(tmp_path / "empty.txt")], str(tmp_path / "b"), 300)
     assert not (tmp_path / "b" / "tokenizer.json").exists()
+
+
+def test_chinese_is_decoded_without_spaces(wordpiece: Tokenizer) -> None:
+    text = "我是在这个。 the river 的一了"
+    assert wordpiece.decode(wordpiece.encode([text])[0]) == text
