@@ -150,6 +150,7 @@ def _scale(axes: Axes, quantity: str, runs: Sequence[Run]) -> None:
     values = np.concatenate(parts)
     values = values[np.isfinite(values)]
     if quantity in ("tokens_per_s", "padding_waste", "lr"):
-        axes.set_ylim(0, max(float(values.max(initial=0)) * 1.08, 1e-12))
+        top = float(values.max(initial=0)) * 1.08
+        axes.set_ylim(0, top if top > 0 else 0.01)
     elif values.size and values.min() > 0 and values.max() > 30 * np.median(values):
         axes.set_yscale("log")
