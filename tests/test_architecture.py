@@ -42,7 +42,7 @@ LAYERS = (
 LEAVES = (
     *("generation", "interop", "report", "modules/loading.py", "modules/muon.py"),
     *("data/formats", "data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
-    *("data/sampling.py", "data/tokenizer_training.py"),
+    *("data/label_names.py", "data/sampling.py", "data/tokenizer_training.py"),
     *("tasks/class_weights.py", "tasks/classification.py", "tasks/matthews.py"),
     *("tasks/multilabel.py", "tasks/pooling.py", "tasks/regression.py"),
     *("commands/check.py", "commands/check_data.py", "commands/export.py", "commands/generate.py"),

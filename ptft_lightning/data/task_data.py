@@ -12,7 +12,6 @@ import numpy as np
 from ptft_lightning.data.example_rows import ExampleDataset, TaskEncoder
 from ptft_lightning.data.examples import Columns, Example, read_examples
 from ptft_lightning.data.findings import UnknownLabels, known_only, report_cut, report_empty
-from ptft_lightning.data.label_names import name_labels, read_label_names
 from ptft_lightning.data.module import BatchLoader, PhaseData
 from ptft_lightning.data.plan import check_share
 from ptft_lightning.data.prepare import held_out
@@ -157,6 +156,8 @@ class TaskDataModule(PhaseData):
         examples = read_examples(path, self.columns, labelled)
         if self.label_names is None:
             return examples
+        from ptft_lightning.data.label_names import name_labels, read_label_names
+
         return name_labels(examples, read_label_names(self.label_names))
 
     def _dataset(self, split: str, examples: list[Example], shuffle: bool) -> ExampleDataset:
