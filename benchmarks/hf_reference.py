@@ -25,7 +25,7 @@ import torch
 import transformers as hf
 
 from ptft_lightning.data.bad_documents import BadDocuments
-from ptft_lightning.data.documents import Reading
+from ptft_lightning.data.documents import Reading, text_size
 from ptft_lightning.data.examples import Columns, Example, read_examples
 from ptft_lightning.data.prepare import held_out
 from ptft_lightning.data.sampling import sample_documents
@@ -75,7 +75,8 @@ def pretrain(options: argparse.Namespace, tokenizer: Tokenizer, folder: str) -> 
     """Masked LM on the blocks our own run would see in its first steps, in stored order."""
     wanted = options.steps * options.batch * options.length
     stream: list[int] = []
-    for document in sample_documents([options.corpus], Reading(), sys.maxsize, BadDocuments()):
+    sized = [(options.corpus, text_size(options.corpus))]
+    for document in sample_documents(sized, Reading(), sys.maxsize, BadDocuments()):
         if held_out(document, 0.01):
             continue
         stream += tokenizer.frame(tokenizer.encode([document])[0])

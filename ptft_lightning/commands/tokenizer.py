@@ -70,10 +70,11 @@ def tokenizer(
         raise UserError(f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256)")
     check_limit(max_bad_share)
     files = expand_sources(files)
-    limit, size = int(max_mb * 1e6), sum(text_size(f, column) for f in files)
+    sized = [(file, text_size(file, column)) for file in files]
+    limit, size = int(max_mb * 1e6), sum(size for _, size in sized)
     print(memory_estimate(kind, min(limit, size)), file=sys.stderr)
     bad = BadDocuments(on_bad=on_bad_document)
-    counted = _Counted(sample_documents(files, Reading(column, encoding), limit, bad), limit, size)
+    counted = _Counted(sample_documents(sized, Reading(column, encoding), limit, bad), limit, size)
     steps = [normalize] if isinstance(normalize, str) else normalize or []
     learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase, steps)
     if not counted.documents:

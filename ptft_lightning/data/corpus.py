@@ -125,10 +125,10 @@ class CorpusDataModule(PhaseData):
     def _prepare(self) -> None:
         if not self.files:
             raise UserError(f"no token store at '{self.store}' and no data.files to make it from")
-        size = sum(text_size(file, self.column) for file in self.files)
-        if size > PREPARE_LIMIT:
+        sizes = [text_size(file, self.column) for file in self.files]
+        if sum(sizes) > PREPARE_LIMIT:
             raise UserError(
-                f"{size / 1e9:.1f} GB of text is more than fit prepares by itself: run "
+                f"{sum(sizes) / 1e9:.1f} GB of text is more than fit prepares by itself: run "
                 f"`ptft_lightning prepare` into '{self.store}' first"
             )
         prepare_store(
@@ -141,6 +141,7 @@ class CorpusDataModule(PhaseData):
             on_bad_document=self.on_bad_document,
             max_bad_share=self.max_bad_share,
             word_starts=self.word_starts,
+            sizes=sizes,
         )
 
     def _load_tokenizer(self) -> None:

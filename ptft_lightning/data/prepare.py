@@ -75,17 +75,18 @@ def prepare_store(
     on_bad_document: OnBadDocument = "skip",
     max_bad_share: float = MAX_BAD_SHARE,
     word_starts: bool = False,
+    sizes: list[int] | None = None,
 ) -> Manifest:
     """Tokenize `files` into a token store at `directory`; continue where a killed call stopped.
 
-    `files` may also be globs, folders, URLs and hub data sets.
+    `files` may also be globs, folders, URLs and hub data sets; `sizes` are their bytes of text,
+    where they were counted already.
 
     Raises:
         UserError: a missing file, an empty corpus, too many unreadable documents, or a directory
             begun with other settings.
     """
-    _check_settings(files, unit_bytes, validation_share)
-    check_limit(max_bad_share)
+    _check_settings(files, unit_bytes, validation_share, max_bad_share)
     files = expand_sources(files)
     plan = Plan(
         files=files,
@@ -94,7 +95,7 @@ def prepare_store(
         held_out=validation_share,
         seed=seed,
         unit_bytes=unit_bytes,
-        sizes=[text_size(file, column) for file in files],
+        sizes=sizes or [text_size(file, column) for file in files],
         stored=[0 if file.startswith(HUB) else stored_size(file) for file in files],
         encoding=encoding,
         segmenter=_segmenter() if word_starts else None,
@@ -123,7 +124,10 @@ def prepare_store(
     return manifest
 
 
-def _check_settings(files: list[str], unit_bytes: int, validation_share: float) -> None:
+def _check_settings(
+    files: list[str], unit_bytes: int, validation_share: float, max_bad_share: float
+) -> None:
+    check_limit(max_bad_share)
     if not files:
         raise UserError("no files to prepare: name them with --data.files (or --files)")
     if unit_bytes < 1:

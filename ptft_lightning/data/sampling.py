@@ -10,21 +10,20 @@ from ptft_lightning.data.documents import (
     Reading,
     check_file,
     split_units,
-    text_size,
 )
 from ptft_lightning.data.plan import UNIT_BYTES
 
 
 def sample_documents(
-    files: list[str], reading: Reading, limit: int, bad: BadDocuments
+    sized: list[tuple[str, int]], reading: Reading, limit: int, bad: BadDocuments
 ) -> Iterator[str]:
     """Documents of `limit` bytes in all, as evenly from all units as their sizes allow, in the
-    order of the files (for tokenizers); every document where there is no more text."""
-    sizes = [text_size(file, reading.column) for file in files]
-    share = min(1.0, limit / max(1, sum(sizes)))
-    for file in files:
+    order of the files (for tokenizers); every document where there is no more text. `sized` are
+    files and their bytes of text."""
+    share = min(1.0, limit / max(1, sum(size for _, size in sized)))
+    for file, _ in sized:
         check_file(file, reading)
-    cut = (split_units(f, n, UNIT_BYTES, reading.column) for f, n in zip(files, sizes, strict=True))
+    cut = (split_units(file, size, UNIT_BYTES, reading.column) for file, size in sized)
     passed = taken = 0
     with DocumentReader(reading) as reader:
         for unit in (unit for units in cut for unit in units):

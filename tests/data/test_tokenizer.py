@@ -22,7 +22,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from ptft_lightning.commands.tokenizer import BASE_BYTES, MEMORY
 from ptft_lightning.commands.tokenizer import tokenizer as tokenizer_command
 from ptft_lightning.data.bad_documents import BadDocuments
-from ptft_lightning.data.documents import Reading
+from ptft_lightning.data.documents import Reading, text_size
 from ptft_lightning.data.sampling import sample_documents
 from ptft_lightning.data.tokenizer import PARTS, Tokenizer
 from ptft_lightning.data.tokenizer_training import OWN_SPECIALS, train_tokenizer
@@ -381,7 +381,9 @@ def test_sample_is_taken_from_all_files(tmp_path: Path) -> None:
     sizes = {"a": 40_000, "b": 80_000, "c": 8_000}
     for name, size in sizes.items():
         (tmp_path / f"{name}.txt").write_text("\n\n".join([name * 98] * (size // 100)))
-    files = [str(tmp_path / f"{name}.txt") for name in sizes]
+    files = [
+        (str(tmp_path / f"{name}.txt"), text_size(str(tmp_path / f"{name}.txt"))) for name in sizes
+    ]
     taken = [*sample_documents(files, Reading(), 12_800, BadDocuments())]
     for name, size in sizes.items():
         got = sum(len(document) for document in taken if document[0] == name)
