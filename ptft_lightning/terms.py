@@ -20,17 +20,19 @@ CHUNK_ELEMENTS = 2**28  # logits held at once: 1 GiB in float32
 class Term:
     """One part of the loss over the targets of a micro-batch.
 
-    The gradient is that of `weight * minimised / (nominal * samples of the step)`: a constant known
-    beforehand, whatever the ranks, the accumulation and the packing. The reported loss is
-    total / count.
+    The gradient is that of `weight * minimised / (nominal * samples of the step)`, or, without a
+    nominal, of `weight * minimised / targets of the step`: constants known beforehand, whatever the
+    ranks, the accumulation and the packing. The reported loss is total / count.
     """
 
     total: Tensor
     """Sum of the losses of the targets, a scalar."""
     count: Tensor
     """Targets that counted, a scalar."""
-    nominal: float
-    """What one sample adds to `minimised` at most: the losses of so many targets, or one mean."""
+    nominal: float | None = None
+    """What one sample adds to `minimised` at most: the losses of so many targets, or one mean.
+    None where samples have very different numbers of targets: then the loader counts those of the
+    step (`Batch.step_targets`)."""
     weight: float = 1.0
     per_example: Tensor | None = None
     """Sum over samples of the mean over each one's own targets, where that is minimised."""
@@ -39,6 +41,11 @@ class Term:
     def minimised(self) -> Tensor:
         """What the gradient is of, before the constant."""
         return self.total if self.per_example is None else self.per_example
+
+    def share(self, step_samples: int, step_targets: int) -> Tensor:
+        """What this micro-batch adds to the loss of an optimizer step."""
+        whole = step_targets if self.nominal is None else self.nominal * step_samples
+        return self.weight * self.minimised / max(whole, 1)
 
 
 @dataclass
@@ -49,7 +56,8 @@ class Output:
     sums: dict[str, Tensor] = field(default_factory=dict)
     """Scalars to be added up and divided by the first term's count (such as right answers)."""
     scores: Tensor | None = None
-    """(N, classes) logits of each example, for a task's metrics and predictions."""
+    """(N, ...) what is said of each sample, such as the logits of classes, for a task's metrics and
+    predictions."""
 
 
 def token_term(losses: Tensor, labels: Tensor, mean: LossMean) -> Term:

@@ -29,8 +29,10 @@ LAYERS = (
     ("errors", "progress", "__init__"),
     ("data",),
     ("terms", "backbones"),
-    ("objectives", "tasks", "tuning"),
-    ("handoff", "generation"),
+    ("objectives",),
+    ("generation",),
+    ("tasks", "tuning"),
+    ("handoff",),
     ("interop",),
     ("modules",),
     ("report",),
@@ -50,7 +52,7 @@ LEAVES = (
     *("commands/inspect.py", "commands/prepare.py", "commands/tokenizer.py", "commands/tool.py"),
     *("commands/sweep.py", "commands/sweep_results.py", "commands/sweep_space.py"),
 )
-CORE_CODE_LINES = 5300  # 3,000 was the aim
+CORE_CODE_LINES = 5500  # 3,000 was the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60
 

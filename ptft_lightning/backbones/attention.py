@@ -53,6 +53,18 @@ def attention_mask(
     return mask.masked_fill_(~allowed, -math.inf)[:, None]
 
 
+def see_prefix(
+    mask: Tensor | None, length: int, causal: bool, queries: int, like: Tensor
+) -> Tensor | None:
+    """The mask of `attention_mask` where every query also sees `length` keys before all others;
+    a new one is `like` a tensor in dtype and device."""
+    if mask is None:
+        if not causal or queries == 1:
+            return None
+        mask = like.new_full((1, 1, queries, queries), -math.inf).triu(1)
+    return F.pad(mask, (length, 0))
+
+
 def attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float
 ) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ptft_lightning.backbones.cache import KeyValueCache
 from ptft_lightning.data.sample_order import random_key
 
+Prefix = list[tuple[Tensor, Tensor]]
+
 
 class Backbone(nn.Module):
     """Tokens in, hidden states out.
@@ -46,11 +48,19 @@ class Backbone(nn.Module):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         *,
+        embeds: Tensor | None = None,
+        prefix: Prefix | None = None,
         cache: KeyValueCache | None = None,
+        all_layers: bool = False,
     ) -> Tensor:
         """(B, T) tokens with the fields of a `Batch` -> (B, T, dim) hidden states.
 
-        With a cache the tokens go on from those it has seen; it is extended.
+        Args:
+            embeds: (B, T, dim) in place of the tokens' embeddings.
+            prefix: For each layer, keys and values that every token sees, (kv heads, P, width).
+            cache: The tokens go on from those it has seen; it is extended.
+            all_layers: Give (layers + 1, B, T, dim): the embeddings, then each layer's output, the
+                last one as it is given otherwise.
         """
         raise NotImplementedError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,7 +41,12 @@ class SelfAttention(nn.Module):
             self.key_norm = nn.RMSNorm(self.width, eps=config.norm_eps)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, rotary: Rotary | None, cache: LayerCache | None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        rotary: Rotary | None,
+        cache: LayerCache | None,
+        prefix: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """See the class; `mask` and `rotary` are shared by blocks."""
         batch, length, _ = x.shape
@@ -52,6 +58,9 @@ class SelfAttention(nn.Module):
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
             key, value = cache.extend(key, value)
+        if prefix is not None:
+            before = [p.to(key.dtype).expand(batch, -1, -1, -1) for p in prefix]
+            key, value = (torch.cat(p, dim=2) for p in zip(before, (key, value), strict=True))
         dropout = self.dropout if self.training else 0.0
         mixed = attention(query, key, value, mask, self.causal, dropout)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
@@ -100,12 +109,14 @@ class Block(nn.Module):
         mask: Tensor | None,
         rotary: Rotary | None,
         cache: LayerCache | None = None,
+        prefix: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """(B, T, dim) -> (B, T, dim)."""
+        shared = mask, rotary, cache, prefix
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotary, cache))
+            x = x + self.dropout(self.attention(self.attention_norm(x), *shared))
             x = x + self.dropout(self.ffn(self.ffn_norm(x)))
         else:
-            x = self.attention_norm(x + self.dropout(self.attention(x, mask, rotary, cache)))
+            x = self.attention_norm(x + self.dropout(self.attention(x, *shared)))
             x = self.ffn_norm(x + self.dropout(self.ffn(x)))
         return x

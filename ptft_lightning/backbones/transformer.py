@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ptft_lightning.backbones.attention import attention_mask
-from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.backbones.attention import attention_mask, see_prefix
+from ptft_lightning.backbones.base import Backbone, Prefix
 from ptft_lightning.backbones.cache import KeyValueCache
 from ptft_lightning.backbones.layers import Block, Rotary, build_norm
 from ptft_lightning.backbones.rotary import rotary_angles
@@ -49,7 +49,10 @@ class Transformer(Backbone):
         positions: Tensor | None = None,
         segments: Tensor | None = None,
         *,
+        embeds: Tensor | None = None,
+        prefix: Prefix | None = None,
         cache: KeyValueCache | None = None,
+        all_layers: bool = False,
     ) -> Tensor:
         """See `Backbone`."""
         read = 0 if cache is None else cache.length
@@ -57,20 +60,26 @@ class Transformer(Backbone):
             positions = torch.arange(read, read + tokens.shape[1], device=tokens.device)[None]
         if cache is not None:
             documents = cache.see(documents)
-        x = self._embed(tokens, positions, segments)
+        x = self._embed(tokens, positions, segments, embeds)
         dtype = _attention_dtype(x)
         span = (tokens.shape[1], read + tokens.shape[1])
         # What blocks share: by whether they are windowed.
         rotary = {w: self._rotary(positions, w, dtype) for w in self.kinds}
         mask = {w: self._mask(documents, w, dtype, span, tokens.device) for w in self.kinds}
+        if prefix is not None:
+            mask = {w: self._see(m, prefix, x, dtype) for w, m in mask.items()}
+        states = []
         for layer, block in enumerate(self.layers):
+            states.append(x)
             windowed = self.config.is_windowed(layer)
             shared = mask[windowed], rotary[windowed]
+            before = None if prefix is None else prefix[layer]
             if self.recompute and self.training:
-                x = checkpoint(block, x, *shared, use_reentrant=False)
+                x = checkpoint(block, x, *shared, None, before, use_reentrant=False)
             else:
-                x = block(x, *shared, None if cache is None else cache.layers[layer])
-        return x if self.final_norm is None else self.final_norm(x)
+                x = block(x, *shared, None if cache is None else cache.layers[layer], before)
+        x = x if self.final_norm is None else self.final_norm(x)
+        return torch.stack([*states, x]) if all_layers else x
 
     def _rotary(self, positions: Tensor, windowed: bool, dtype: torch.dtype) -> Rotary | None:
         shape = self.config
@@ -92,8 +101,16 @@ class Transformer(Backbone):
         window = self.config.window if windowed else None
         return attention_mask(documents, self.causal, dtype, span, window, device)
 
-    def _embed(self, tokens: Tensor, positions: Tensor, segments: Tensor | None) -> Tensor:
-        x: Tensor = self.embedding(tokens)
+    def _see(
+        self, mask: Tensor | None, prefix: Prefix, x: Tensor, dtype: torch.dtype
+    ) -> Tensor | None:
+        length = prefix[0][0].shape[1]
+        return see_prefix(mask, length, self.causal, x.shape[1], x.new_empty(0, dtype=dtype))
+
+    def _embed(
+        self, tokens: Tensor, positions: Tensor, segments: Tensor | None, embeds: Tensor | None
+    ) -> Tensor:
+        x: Tensor = self.embedding(tokens) if embeds is None else embeds
         if self.position is not None:
             x = x + self.position(positions + self.config.position_start)
         if self.token_type is not None:

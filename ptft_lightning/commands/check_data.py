@@ -52,7 +52,11 @@ def check_data(data: PhaseData, console: Console, shown: int) -> list[Finding]:
         console.print(*_about(example, data.labels), sep="\n", highlight=False, markup=False)
         findings = [*_count_examples(dataset.examples, data)]
     else:
-        console.print(row_table(dataset[Slots(np.zeros(1, np.int64), 1)], data.tokenizer, shown))
+        console.print(
+            row_table(
+                dataset[Slots(np.zeros(1, np.int64), np.zeros(1, np.int64))], data.tokenizer, shown
+            )
+        )
         findings = []
     findings += count_batches(list(first_batches(data, dataset)), data.tokenizer)
     if data.val_dataloader() == []:
@@ -66,7 +70,7 @@ def first_batches(data: PhaseData, dataset: Any) -> Iterator[Batch]:
     numbers = np.arange(min(SURVEYED, data.train_samples))
     for start in range(0, len(numbers), data.micro_batch_size):
         share = numbers[start : start + data.micro_batch_size]
-        yield dataset[Slots(share, len(share))]
+        yield dataset[Slots(share, share)]
 
 
 # One sample, readable.

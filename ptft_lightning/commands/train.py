@@ -15,7 +15,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from torch import Tensor
 
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
@@ -48,7 +47,7 @@ from ptft_lightning.modules.early_stopping import StopEarly
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.phase import PhaseModule
-from ptft_lightning.modules.predictions import Scored, by_number, gather
+from ptft_lightning.modules.predictions import Parts
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
@@ -218,17 +217,15 @@ class CLI(ConfigCLI):
         """Predict, and write one JSON line per example in the order of the file."""
         kwargs.pop("return_predictions", None)
         mine = self.trainer.predict(model, return_predictions=True, **kwargs) or []
-        scores = by_number(gather(cast(Scored, mine), self.trainer.world_size))
+        records = model.records("predict", cast(Parts, mine))
         if self.trainer.is_global_zero:
-            self._write_predictions(model, scores)
+            self._write_predictions(records)
 
-    def _write_predictions(self, model: FinetuneModule, scores: dict[int, Tensor]) -> None:
-        data = cast(TaskDataModule, self.datamodule)
+    def _write_predictions(self, records: dict[int, dict[str, Any]]) -> None:
+        examples = cast(TaskDataModule, self.datamodule).examples["predict"]
         lines = [
-            json.dumps(
-                {"text": text, **model.task.record(scores[n], data.labels)}, ensure_ascii=False
-            )
-            for n, text in enumerate(data.texts)
+            json.dumps({**examples[n].said, **record}, ensure_ascii=False)
+            for n, record in sorted(records.items())
         ]
         if self.options.text is not None and self.options.output is None:
             print("\n".join(lines))

@@ -42,6 +42,8 @@ class Batch:
     """Samples of the whole optimizer step, over all ranks and micro-batches."""
     real_tokens: int
     """Tokens that are not padding."""
+    step_targets: int = 0
+    """Targets of the whole optimizer step, where samples have different numbers of them."""
     hashes: Tensor | None = None
     """(N,) int64: hash of each sample's tokens, documents and targets; only for an audit."""
 
@@ -92,6 +94,7 @@ def build_batch(
     step_samples: int,
     segments: Ints | None = None,
     hashes: Ints | None = None,
+    step_targets: int = 0,
 ) -> Batch:
     """Numpy arrays (shapes as in `Batch`) to a batch; full one-document rows take the fast path."""
     full = bool((documents == 1).all())
@@ -105,6 +108,7 @@ def build_batch(
         targets={k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in targets.items()},
         step_samples=step_samples,
         real_tokens=int(np.count_nonzero(documents)),
+        step_targets=step_targets,
         hashes=None if hashes is None else torch.from_numpy(hashes),
     )
 

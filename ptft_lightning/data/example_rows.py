@@ -11,7 +11,8 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ptft_lightning.data.batch import Batch, build_batch, hash_rows
-from ptft_lightning.data.examples import Encoded, Example
+from ptft_lightning.data.examples import Columns, Encoded, Example
+from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.packing import Ids, best_fit
 from ptft_lightning.data.sample_order import Order
 from ptft_lightning.data.steps import Slots
@@ -20,6 +21,14 @@ from ptft_lightning.data.tokenizer import Tokenizer
 
 class TaskEncoder(Protocol):
     """The numpy half of a task."""
+
+    def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
+        """The examples of a file; those that cannot be used are noted in `bad`."""
+        ...
+
+    def typed(self, text: str, columns: Columns, place: str) -> Example:
+        """An example typed by a person."""
+        ...
 
     def labels_of(self, example: Example) -> list[str]:
         """The labels of an example that must stand in the schema."""
@@ -56,10 +65,13 @@ class ExampleDataset(Dataset[Batch]):
         seed: int,
         shuffle: bool,
         audit: bool,
+        reserved: int = 0,
     ) -> None:
+        self.reserved = reserved
         self.examples, self.encoder, self.audit = examples, encoder, audit
         self.length, self.pad = length, tokenizer.pad
         self.order = Order((len(examples),), seed, shuffle=shuffle)
+        self.counts = np.array([e.count for e in examples], np.int64)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -77,7 +89,9 @@ class ExampleDataset(Dataset[Batch]):
             self.examples[i] if n >= 0 else empty
             for i, n in zip(at.tolist(), slots.numbers.tolist(), strict=True)
         ]
-        tokens, documents, segments, rows, starts = pack_examples(chosen, self.length, self.pad)
+        tokens, documents, segments, rows, starts = pack_examples(
+            chosen, self.length, self.pad, self.reserved
+        )
         return build_batch(
             tokens,
             documents,
@@ -86,16 +100,20 @@ class ExampleDataset(Dataset[Batch]):
             slots.step_samples,
             segments=segments if segments.any() else None,
             hashes=_hash_examples(chosen) if self.audit else None,
+            step_targets=int(self.counts[self.order.place(slots.step)[1]].sum()),
         )
 
 
-def pack_examples(chosen: list[Encoded], length: int, pad: int) -> tuple[Ids, Ids, Ids, Ids, Ids]:
-    """Pack examples best-fit into rows of `length`.
+def pack_examples(
+    chosen: list[Encoded], length: int, pad: int, reserved: int = 0
+) -> tuple[Ids, Ids, Ids, Ids, Ids]:
+    """Pack examples best-fit into rows of `length`, each behind so many `reserved` places.
 
     Returns tokens, documents and segments, each (R, length), and for each example its row and
-    start. Empty examples take no place; R is never 1 and takes few values (see `round_rows`).
+    the place of its first token. Empty examples take no place; R is never 1 and takes few values
+    (see `round_rows`).
     """
-    lengths = np.array([len(e.tokens) for e in chosen], np.int64)
+    lengths = np.array([len(e.tokens) + reserved * bool(e.tokens) for e in chosen], np.int64)
     taken = np.flatnonzero(lengths)
     packed = best_fit(lengths[taken], length)
     count = round_rows(len(packed))
@@ -106,11 +124,12 @@ def pack_examples(chosen: list[Encoded], length: int, pad: int) -> tuple[Ids, Id
     for row, members in enumerate(packed):
         at = 0
         for number, item in enumerate(taken[members].tolist(), start=1):
-            stop = at + len(chosen[item].tokens)
-            tokens[row, at:stop] = chosen[item].tokens
-            segments[row, at:stop] = chosen[item].segments
+            start = at + reserved
+            stop = start + len(chosen[item].tokens)
+            tokens[row, start:stop] = chosen[item].tokens
+            segments[row, start:stop] = chosen[item].segments
             documents[row, at:stop] = number
-            rows[item], starts[item] = row, at
+            rows[item], starts[item] = row, start
             at = stop
     return tokens, documents, segments, rows, starts
 

@@ -48,6 +48,16 @@ class Example:
     place: str
     labels: list[str] | None = None
 
+    @property
+    def said(self) -> dict[str, Any]:
+        """What a line of predictions begins with."""
+        return {"text": self.text} if self.pair is None else {"text": self.text, "pair": self.pair}
+
+    @property
+    def gold(self) -> Any:
+        """What should have been predicted, in the form of a line of predictions."""
+        return self.label if self.labels is None else self.labels
+
     def __post_init__(self) -> None:
         try:
             "".join([self.text, self.pair or "", self.label or "", *(self.labels or ())]).encode()
@@ -59,7 +69,7 @@ class Example:
 
 @dataclass
 class Encoded:
-    """One example as the model reads it."""
+    """An example, or one window of it, as the model reads it."""
 
     tokens: list[int]
     segments: list[int]
@@ -67,6 +77,12 @@ class Encoded:
     """Tokens that were too many."""
     targets: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     place: str = ""
+    example: int = 0
+    """Its example's number in the set."""
+    count: int = 1
+    """Targets that count in the loss."""
+    spans: np.ndarray[Any, Any] | None = None
+    """(tokens, 2): the characters each token covers, for tasks that answer with parts of a text."""
 
 
 def read_examples(path: str, columns: Columns, labelled: bool) -> list[Example]:
@@ -84,6 +100,16 @@ def read_examples(path: str, columns: Columns, labelled: bool) -> list[Example]:
     if not examples:
         raise UserError(f"'{path}' holds no examples")
     return examples
+
+
+def typed_example(text: str, columns: Columns, place: str) -> Example:
+    """An example typed by a person; a pair is written with a tab between its sentences."""
+    if columns.pair is None:
+        return Example(text, None, None, place)
+    first, tab, second = text.partition("\t")
+    if not tab:
+        raise UserError(f"{place}: this model reads pairs: put a tab between the two")
+    return Example(first, second, None, place)
 
 
 def _example(record: dict[str, Any], columns: Columns, needed: list[str], place: str) -> Example:
@@ -169,10 +195,13 @@ def frame_example(examples: list[Example], tokenizer: Tokenizer, max_length: int
     """`begin text end` or `begin text end pair end`, the longer part cut first to `max_length`."""
     firsts = tokenizer.encode([e.text for e in examples])
     seconds = tokenizer.encode([e.pair or "" for e in examples])
-    return [
+    encoded = [
         _frame(first, second if e.pair is not None else None, tokenizer, max_length, e.place)
         for e, first, second in zip(examples, firsts, seconds, strict=True)
     ]
+    for number, item in enumerate(encoded):
+        item.example = number
+    return encoded
 
 
 def _frame(

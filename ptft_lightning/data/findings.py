@@ -20,6 +20,33 @@ def shown(labels: list[str]) -> str:
     return f"{labels[:MANY]}{rest}"
 
 
+class BadExamples:
+    """Examples of a file that cannot be used; others are read on, so that all are counted."""
+
+    def __init__(self, policy: UnknownLabels) -> None:
+        self.policy, self.found = policy, list[tuple[str, str]]()
+
+    def add(self, place: str, reason: str) -> None:
+        """Note one: where it stands and what is wrong with it, with the fix."""
+        self.found.append((place, reason))
+
+    def settle(self, path: str, good: int) -> None:
+        """Stop, or tell what was left out.
+
+        Raises:
+            UserError: naming the first, its reason, and how many there are.
+        """
+        if not self.found:
+            return
+        total = good + len(self.found)
+        share = f"{len(self.found)} of {total} examples ({len(self.found) / total:.1%})"
+        place, reason = self.found[0]
+        if self.policy == "stop" or not good:
+            skip = ", or leave them out: data.bad_examples skip" if good else ""
+            raise UserError(f"{place}: {reason} ({share} of '{path}' are bad): correct them{skip}")
+        say(f"'{path}': {share} left out, {reason}; {_first([place for place, _ in self.found])}")
+
+
 def known_only(
     split: str,
     examples: list[Example],

@@ -16,8 +16,13 @@ class Slots(NamedTuple):
 
     numbers: Numbers
     """(micro_batch_size,): sample numbers, -1 in slots that stay empty."""
-    step_samples: int
-    """Samples of the whole optimizer step."""
+    step: Numbers
+    """(G,): those of the whole optimizer step, over all ranks and micro-batches."""
+
+    @property
+    def step_samples(self) -> int:
+        """Samples of the whole optimizer step."""
+        return len(self.step)
 
 
 def deal(numbers: Numbers, rank: int, ranks: int, micro: int, batches: int) -> Iterator[Slots]:
@@ -27,7 +32,7 @@ def deal(numbers: Numbers, rank: int, ranks: int, micro: int, batches: int) -> I
         slots = np.full(micro, -1, np.int64)
         share = mine[start : start + micro]
         slots[: len(share)] = share
-        yield Slots(slots, len(numbers))
+        yield Slots(slots, numbers)
 
 
 class StepSampler(Sampler[Slots]):

@@ -10,8 +10,14 @@ from typing import Any
 import numpy as np
 
 from ptft_lightning.data.example_rows import ExampleDataset, TaskEncoder
-from ptft_lightning.data.examples import Columns, Example, read_examples
-from ptft_lightning.data.findings import UnknownLabels, known_only, report_cut, report_empty
+from ptft_lightning.data.examples import Columns, Example
+from ptft_lightning.data.findings import (
+    BadExamples,
+    UnknownLabels,
+    known_only,
+    report_cut,
+    report_empty,
+)
 from ptft_lightning.data.module import BatchLoader, PhaseData
 from ptft_lightning.data.plan import check_share
 from ptft_lightning.data.prepare import held_out
@@ -34,6 +40,8 @@ class TaskDataModule(PhaseData):
             the id n.
         unknown_labels: What to do with validation and test examples whose label the training file
             does not have: stop, or leave them out and count them in the metrics.
+        bad_examples: What to do with examples that cannot be used, as one whose labels do not line
+            up: stop, or leave them out and count them.
         tokenizer: A tokenizer.json or its directory; with init_from the bundle's own is used.
         max_length: Tokens of an example, the rest is cut off; also the length of a row.
         global_batch_size: Examples per optimizer step, over all ranks.
@@ -54,6 +62,7 @@ class TaskDataModule(PhaseData):
         columns: Columns = Columns(),
         label_names: str | dict[str, str] | None = None,
         unknown_labels: UnknownLabels = "stop",
+        bad_examples: UnknownLabels = "stop",
         tokenizer: str | None = None,
         max_length: int = 128,
         global_batch_size: int = 32,
@@ -68,13 +77,14 @@ class TaskDataModule(PhaseData):
         self.files = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.text, self.columns = text, columns
         self.label_names, self.unknown_labels = label_names, unknown_labels
+        self.bad_examples = bad_examples
         self.tokenizer_path, self.max_length = tokenizer, max_length
         self.validation_share = validation_share
         self.labels: list[str] = []
         self.datasets: dict[str, ExampleDataset] = {}
         self.examples: dict[str, list[Example]] = {}  # of the splits that are not shuffled
-        self.texts: list[str] = []
         self.skipped: dict[str, int] = {}
+        self.reserved = 0  # places in front of an example, for the tuning
         if max_length < 4:
             raise UserError(f"data.max_length is {max_length}: an example needs at least 4 tokens")
 
@@ -107,6 +117,7 @@ class TaskDataModule(PhaseData):
         self._load_tokenizer()
         module: Any = self._trainer().lightning_module
         self.task: TaskEncoder = module.task
+        self.reserved = module.tuning.reserved
         self.labels = list(module.known_labels)
         if stage == "fit":
             self._setup_fit()
@@ -137,23 +148,26 @@ class TaskDataModule(PhaseData):
         self.task.weigh(self.datasets["train"].examples, self.labels)
         if validation:
             self.datasets["validation"] = self._dataset("validation", validation, shuffle=False)
-        self.segments = Segments(self.segments.table, period=len(train))
+        self.segments = Segments(self.segments.table, period=self.train_samples)
 
     def _setup_predict(self) -> None:
         if self.text is None and self.files["predict"] is None:
             raise UserError("nothing to predict: give --text TEXT or --data.predict FILE")
         if self.text is not None:
-            examples = [_typed(t, self.columns, i) for i, t in enumerate(self.text, start=1)]
+            typed = enumerate(self.text, start=1)
+            examples = [self.task.typed(t, self.columns, f"--text {i}") for i, t in typed]
         else:
             examples = self._read("predict", labelled=False)
-        self.texts = [e.text for e in examples]
         self.datasets["predict"] = self._dataset("predict", examples, shuffle=False)
 
     def _read(self, split: str, labelled: bool = True) -> list[Example]:
         path = self.files[split]
         if path is None:
             raise UserError(f"data.{split} is missing: name the file")
-        examples = read_examples(path, self.columns, labelled)
+        bad = BadExamples(self.bad_examples)
+        examples = self.task.read(path, self.columns, labelled, bad)
+        bad.settle(path, len(examples))
+        self.skipped[split] = len(bad.found)
         if self.label_names is None:
             return examples
         from ptft_lightning.data.label_names import name_labels, read_label_names
@@ -163,14 +177,16 @@ class TaskDataModule(PhaseData):
     def _dataset(self, split: str, examples: list[Example], shuffle: bool) -> ExampleDataset:
         report_empty(split, examples)
         known = known_only(split, examples, self.labels, self.task.labels_of, self.unknown_labels)
-        self.skipped[split] = len(examples) - len(known)
-        encoded = self.task.encode(known, self.labels, self.tokenizer, self.max_length)
-        report_cut(split, encoded, self.max_length)
+        self.skipped[split] = self.skipped.get(split, 0) + len(examples) - len(known)
+        length = self.max_length - self.reserved
+        encoded = self.task.encode(known, self.labels, self.tokenizer, length)
+        report_cut(split, encoded, length)
         if not shuffle:
             self.examples[split] = known
         audit = self.audit is not None and split == "train"
         return ExampleDataset(
-            encoded, self.task, self.max_length, self.tokenizer, self.seed, shuffle, audit
+            *(encoded, self.task, self.max_length, self.tokenizer, self.seed, shuffle, audit),
+            reserved=self.reserved,
         )
 
     @property
@@ -216,13 +232,3 @@ class TaskDataModule(PhaseData):
     def predict_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """The examples to predict, once."""
         return self._pass("predict")
-
-
-def _typed(text: str, columns: Columns, number: int) -> Example:
-    """An example typed by a person; a pair is written with a tab between its sentences."""
-    if columns.pair is None:
-        return Example(text, None, None, f"--text {number}")
-    first, tab, second = text.partition("\t")
-    if not tab:
-        raise UserError(f"--text {number}: this model reads pairs: put a tab between the two")
-    return Example(first, second, None, f"--text {number}")

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
@@ -19,8 +18,8 @@ from ptft_lightning.handoff.preflight import Preflight
 from ptft_lightning.modules.nets import TaskNet, build_backbone
 from ptft_lightning.modules.optimizers import OptimizerConfig
 from ptft_lightning.modules.phase import PhaseModule
-from ptft_lightning.modules.predictions import Predictions
-from ptft_lightning.tasks.base import Task
+from ptft_lightning.modules.predictions import Parts, Predictions, gather, of_batch
+from ptft_lightning.tasks.base import Scored, Task
 from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Tuning
 from ptft_lightning.tuning.full import Full
@@ -114,7 +113,8 @@ class FinetuneModule(PhaseModule):
         """Backbone, tuning and the task's head."""
         backbone = build_backbone(**self._shape(data))
         self.tuning.apply(backbone)
-        return TaskNet(backbone, self.task.build_head(backbone, self.labels))
+        head = self.task.build_head(backbone, self.labels)
+        return TaskNet(backbone, head, self.tuning.build_reader(backbone))
 
     def stored(self, name: str) -> Tensor | None:
         """Backbone from the bundle; the head too when the bundle is of phase two."""
@@ -147,40 +147,60 @@ class FinetuneModule(PhaseModule):
     def on_validation_epoch_start(self) -> None:
         """Predictions are those of the last pass."""
         super().on_validation_epoch_start()
-        self.predictions.begin(cast(TaskDataModule, self.data).examples["validation"])
+        self._begin_predictions("validation")
 
     def on_test_epoch_start(self) -> None:
         """See `on_validation_epoch_start`."""
-        self.predictions.begin(cast(TaskDataModule, self.data).examples["test"])
+        self._begin_predictions("test")
+
+    def _begin_predictions(self, split: str) -> None:
+        data = cast(TaskDataModule, self.data)
+        windows = data.datasets[split].examples
+        self.predictions.begin(data.examples[split], windows, self.task.judged)
+
+    def records(self, split: str, parts: Parts) -> dict[int, dict[str, Any]]:
+        """Example number -> its line of predictions, from the scores of all ranks; every rank must
+        call it."""
+        data = cast(TaskDataModule, self.data)
+        scores = gather(parts, self.trainer.world_size)
+        examples, windows = data.examples[split], data.datasets[split].examples
+        return self.task.records(Scored(examples, windows, scores, self.labels, data.tokenizer))
 
     def keep_predictions(self, run_dir: Path, split: str) -> None:
         """Write those of the last pass to `SPLIT_predictions.jsonl`; every rank must call it."""
-        self.predictions.write(
-            run_dir / f"{split}_predictions.jsonl",
-            self.trainer.world_size,
-            self.trainer.is_global_zero,
-            lambda scores: self.task.record(scores, self.labels),
-        )
+        records = self.records(split, self.predictions.parts)
+        if self.trainer.is_global_zero:
+            self.predictions.write(run_dir / f"{split}_predictions.jsonl", records)
 
     def evaluate(self, batch: Batch) -> Output:
         """Also feed the task's metrics and keep the predictions."""
         output = super().evaluate(batch)
-        self.predictions.add(batch, output.scores)
-        self.metrics.update(output.scores, batch.targets["label"])
+        self.predictions.add(batch, self._scores(batch, output))
+        if len(self.metrics):
+            self.metrics.update(output.scores, batch.targets["label"])
         return output
+
+    def _scores(self, batch: Batch, output: Output) -> Tensor | None:
+        net = cast(TaskNet, self.net)
+        return self.task.predict(net.backbone, net.head, batch, output, self.data.tokenizer)
 
     def eval_values(self) -> dict[str, float]:
         """Loss and the task's metrics; also how many examples were left out, where they may be."""
         values = super().eval_values()
         data = cast(TaskDataModule, self.data)
-        if data.unknown_labels == "skip":
-            values["skipped"] = data.skipped["test" if self.trainer.testing else "validation"]
-        values |= {name: float(value) for name, value in self.metrics.compute().items()}
-        self.metrics.reset()
+        split = "test" if self.trainer.testing else "validation"
+        if "skip" in (data.unknown_labels, data.bad_examples):
+            values["skipped"] = data.skipped[split]
+        if len(self.metrics):
+            values |= {name: float(value) for name, value in self.metrics.compute().items()}
+            self.metrics.reset()
+        if self.task.judged:
+            records = self.records(split, self.predictions.parts)
+            values |= self.task.judge(data.examples[split], records)
         return values
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Sample numbers and scores of a micro-batch, its empty slots left out."""
-        scores = self.net(batch).scores
-        real = batch.samples >= 0
-        return batch.samples[real].cpu(), torch.as_tensor(scores)[real].float().cpu()
+        scores = self._scores(batch, self.net(batch))
+        assert scores is not None, "a task says something of every sample"
+        return of_batch(batch, scores)

@@ -17,6 +17,7 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.tasks.base import TaskHead
 from ptft_lightning.terms import Output
+from ptft_lightning.tuning.base import Reader
 
 BACKBONES: dict[str, tuple[type[Any], type[Any]]] = {
     "transformer": (Transformer, TransformerConfig)
@@ -55,11 +56,18 @@ class PretrainNet(Net):
 
 
 class TaskNet(Net):
-    """Phase two: a backbone under a task's head."""
+    """Phase two: a backbone, as a tuning reads with it, under a task's head."""
 
-    def __init__(self, backbone: Backbone, head: TaskHead) -> None:
+    def __init__(self, backbone: Backbone, head: TaskHead, reader: Reader | None = None) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.reader, self.head = backbone, reader, head
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(B, T, dim) hidden states of a batch, as the tuning reads it."""
+        if self.reader is None:
+            return super().hidden(batch)
+        out: Tensor = self.reader(self.backbone, batch)
+        return out
 
     def forward(self, batch: Batch) -> Output:
         """Batch -> loss terms and scores."""

@@ -148,9 +148,7 @@ class PhaseModule(L.LightningModule):
         self.train_meter.add(output, batch)
         # Lightning divides by the accumulation, the strategy averages over ranks: undo both.
         whole = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        losses = [
-            t.weight * t.minimised / (t.nominal * batch.step_samples) for t in output.terms.values()
-        ]
+        losses = [t.share(batch.step_samples, batch.step_targets) for t in output.terms.values()]
         return whole * torch.stack(losses).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

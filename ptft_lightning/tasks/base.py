@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy.typing as npt
@@ -12,7 +13,14 @@ from torchmetrics import MetricCollection
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.data.batch import Batch
-from ptft_lightning.data.examples import Encoded, Example
+from ptft_lightning.data.examples import (
+    Columns,
+    Encoded,
+    Example,
+    read_examples,
+    typed_example,
+)
+from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.terms import Output
@@ -20,6 +28,31 @@ from ptft_lightning.terms import Output
 Arrays = dict[str, npt.NDArray[Any]]
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 LOWER_IS_BETTER = ("loss", "mse")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a pass over a set of examples gave."""
+
+    examples: list[Example]
+    windows: list[Encoded]
+    """The examples as they were read, whose places in the list are the sample numbers."""
+    scores: dict[int, Tensor]
+    """Sample number -> its scores; a pass may have seen only some."""
+    labels: list[str]
+    tokenizer: Tokenizer
+
+    def whole(self) -> dict[int, list[tuple[Encoded, Tensor]]]:
+        """Example number -> its windows with their scores, in order; examples of which only some
+        windows were seen are left out."""
+        found: dict[int, list[tuple[Encoded, Tensor]]] = {}
+        partial = set()
+        for number, window in enumerate(self.windows):
+            if number in self.scores:
+                found.setdefault(window.example, []).append((window, self.scores[number]))
+            else:
+                partial.add(window.example)
+        return {n: windows for n, windows in found.items() if n not in partial}
 
 
 class Task:
@@ -31,6 +64,8 @@ class Task:
     monitor: str
     """The validation metric that decides which bundle is best, and when to stop early."""
     higher_is_better: bool = True
+    judged: ClassVar[bool] = False
+    """Whether `judge` measures the lines of predictions; then a pass keeps all scores."""
 
     def watch(self, metric: str) -> None:
         """Let one of the task's metrics decide."""
@@ -39,6 +74,14 @@ class Task:
     def config(self) -> dict[str, Any]:
         """Plain values that rebuild the task, for the bundle."""
         raise NotImplementedError
+
+    def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
+        """The examples of a file; those that cannot be used are noted in `bad`."""
+        return read_examples(path, columns, labelled)
+
+    def typed(self, text: str, columns: Columns, place: str) -> Example:
+        """An example typed by a person."""
+        return typed_example(text, columns, place)
 
     def labels_of(self, example: Example) -> list[str]:
         """The labels of an example that must stand in the schema."""
@@ -51,7 +94,7 @@ class Task:
     def encode(
         self, examples: list[Example], labels: list[str], tokenizer: Tokenizer, max_length: int
     ) -> list[Encoded]:
-        """Examples -> token ids and targets."""
+        """Examples -> token ids and targets; an example may become several windows."""
         raise NotImplementedError
 
     def weigh(self, examples: list[Encoded], labels: list[str]) -> None:
@@ -70,12 +113,31 @@ class Task:
         raise NotImplementedError
 
     def metrics(self, labels: list[str]) -> MetricCollection:
-        """Fresh metrics, exact under any number of ranks."""
-        raise NotImplementedError
+        """Fresh metrics of scores and `label` targets, exact under any number of ranks."""
+        return MetricCollection({})
+
+    def predict(
+        self, backbone: Backbone, head: TaskHead, batch: Batch, output: Output, tokenizer: Tokenizer
+    ) -> Tensor | None:
+        """(N, ...) scores of the samples of a batch whose output is known."""
+        return output.scores
+
+    def records(self, scored: Scored) -> dict[int, dict[str, Any]]:
+        """Example number -> its line of predictions."""
+        return {
+            scored.windows[n].example: self.record(scores, scored.labels)
+            for n, scores in scored.scores.items()
+        }
 
     def record(self, scores: Tensor, labels: list[str]) -> dict[str, Any]:
-        """One example's (classes,) scores as a line of predictions."""
+        """One sample's (classes,) scores as a line of predictions."""
         raise NotImplementedError
+
+    def judge(
+        self, examples: list[Example], records: dict[int, dict[str, Any]]
+    ) -> dict[str, float]:
+        """Metrics of lines of predictions, which are those of all ranks."""
+        return {}
 
 
 class TaskHead(nn.Module):

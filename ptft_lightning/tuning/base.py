@@ -4,18 +4,40 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from torch import Tensor, nn
+
 from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.data.batch import Batch
 
 
 class Tuning:
     """A way of tuning: applied to the backbone once, before sharding."""
 
     name: ClassVar[str]
+    reserved: int = 0
+    """Places kept free in front of every example, before packing."""
 
     def config(self) -> dict[str, Any]:
         """Plain values that rebuild it, for the bundle."""
         return {}
 
     def apply(self, backbone: Backbone) -> None:
-        """Decide which parameters of the backbone train."""
+        """Decide which parameters of the backbone train; it may get further ones."""
+        raise NotImplementedError
+
+    def build_reader(self, backbone: Backbone) -> Reader | None:
+        """What stands between batch and backbone, with parameters of its own; None: nothing."""
+        return None
+
+    def rate_factor(self, name: str, layers: int) -> float:
+        """What the learning rate of the parameter `name` of a net of so many layers is multiplied
+        with."""
+        return 1.0
+
+
+class Reader(nn.Module):
+    """A way of reading batches with a backbone that is not the plain one."""
+
+    def forward(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """(B, T, dim) hidden states."""
         raise NotImplementedError
