@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from faults.kit import done, finish, launch, pretrain, words, write_examples
+from faults.own_files import OWN_FILES
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -55,12 +56,14 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, store: Path, bpe_path: Path) -> Path:
-    """A phase-one run that reads as many tokens as any shipped config wants."""
-    run_dir = tmp_path_factory.mktemp("bundle") / "run"
-    options = pretrain(run_dir, store, bpe_path, causal=False, trainer__max_steps=1)
-    done(words("fit", options | {"model.backbone.max_length": 512}))
-    return run_dir
+def bundles(tmp_path_factory: pytest.TempPathFactory, store: Path, bpe_path: Path) -> Path:
+    """Phase-one runs, masked and causal, that read as many tokens as any shipped config wants."""
+    at = tmp_path_factory.mktemp("bundles")
+    for causal in (False, True):
+        run_dir = at / ("causal" if causal else "masked")
+        options = pretrain(run_dir, store, bpe_path, causal=causal, trainer__max_steps=1)
+        done(words("fit", options | {"model.backbone.max_length": 512}))
+    return at
 
 
 SMALL = {
@@ -92,6 +95,13 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
             made = {"data.store": str(tmp_path / "store"), "data.tokenizer": tokenizer}
             made["data.length"] = 64
             return mine | made | {"data.files": [corpus], "data.validation_share": 0.1}
+        task = settings(file)["model"]["init_args"]["task"]
+        task = task if isinstance(task, str) else task["class_path"]
+        bundles = request.getfixturevalue("bundles")
+        if task in OWN_FILES:
+            write, causal = OWN_FILES[task]
+            mine["model.init_from"] = str(bundles / ("causal" if causal else "masked"))
+            return mine | write(tmp_path)
         examples = request.getfixturevalue("examples")
         given = data["init_args"].get("columns") or {}
         ending = Path(data["init_args"]["train"]).suffix
@@ -101,8 +111,7 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         columns = {"text": "text", "pair": "second" if "pair" in given else None}
         columns["label"] = LABELS.get(given.get("label"), "label")
         columns["names"] = ["text", "second", "label"] if "names" in given else None
-        bundle = str(request.getfixturevalue("bundle"))
-        return mine | {"data.columns": columns, "model.init_from": bundle}
+        return mine | {"data.columns": columns, "model.init_from": str(bundles / "masked")}
 
     return of
 

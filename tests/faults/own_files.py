@@ -1,0 +1,13 @@
+"""Made files for the shipped configs of tasks that read formats of their own.
+
+By the task's class: what writes train, validation and test files into a directory and gives the
+options that name them, and whether the task needs a causal bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {}
