@@ -52,6 +52,9 @@ LEAVES = (
     *("commands/inspect.py", "commands/prepare.py", "commands/tokenizer.py", "commands/tool.py"),
     *("commands/sweep.py", "commands/sweep_results.py", "commands/sweep_space.py"),
     *("commands/bundle_config.py", "commands/transfer.py", "commands/transfer_results.py"),
+    *("data/conll.py", "data/lines.py", "data/span_files.py", "data/word_windows.py"),
+    *("data/words.py", "tasks/crf.py", "tasks/tag_checks.py", "tasks/tag_files.py"),
+    *("tasks/tagging.py", "tasks/tags.py", "tasks/word_head.py"),
 )
 CORE_CODE_LINES = 5500  # 3,000 was the aim
 FILE_LINES = 300
