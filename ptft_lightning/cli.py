@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
+    "merge": ("ptft_lightning.commands.merge", "write a bundle whole, its adapters folded in"),
     "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),
 }
 
