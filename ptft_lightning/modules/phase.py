@@ -97,6 +97,7 @@ class PhaseModule(L.LightningModule):
         if isinstance(strategy, ModelParallelStrategy):
             shard(self.net, whole_mesh(strategy, self.trainer.world_size))
         new = fill(self.net, strategy.root_device, self.stored, self.seed)
+        self.net.train()  # Lightning leaves modes as they are; a frozen backbone's is evaluation
         unused = self._unused(new)
         self.built = True
         if self.trainer.is_global_zero:
