@@ -185,7 +185,8 @@ def _write_share(module: Any, split: str, file: _FeatureFile, path: Path, begin:
             if at is None:
                 at = int(ends[numbers[0]] - file.lengths[numbers[0]])
                 stream.seek(begin + at * file.token_bytes)
-            kept = states.float().cpu().numpy().astype(file.dtype)
+            with np.errstate(over="ignore"):
+                kept = states.float().cpu().numpy().astype(file.dtype)
             if not np.isfinite(kept).all():
                 raise UserError(
                     f"hidden states do not fit tuning.cache_dtype {file.dtype}: choose float32"
