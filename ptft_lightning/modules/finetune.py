@@ -91,6 +91,7 @@ class FinetuneModule(PhaseModule):
             check.backbone(self.bundle)
             if self._tuned_bundle:
                 check.labels(self.bundle, self.task)
+                check.reads(self.bundle, self.tuning)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
         length = cast(TaskDataModule, data).max_length
@@ -140,6 +141,7 @@ class FinetuneModule(PhaseModule):
             "backbone": self._shape(data),
             "head": head,
             "tuning": self.tuning.described,
+            "reads": self.tuning.reads,
             "data": data.reading(),
         }
 
@@ -148,6 +150,11 @@ class FinetuneModule(PhaseModule):
         super().configure_model()
         if self.metrics is None:
             self.metrics = self.task.metrics(self.labels).to(self.trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        """Let the tuning prepare."""
+        self.tuning.before_fit(self)
+        super().on_fit_start()
 
     def on_validation_epoch_start(self) -> None:
         """Predictions are those of the last pass."""
