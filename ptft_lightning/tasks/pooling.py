@@ -23,6 +23,19 @@ def spans_of(packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
     return {"row": rows, "start": starts, "end": starts + lengths}
 
 
+def pool(hidden: Tensor, at: dict[str, Tensor], pooling: Pooling) -> Tensor:
+    """(B, T, dim) hidden states -> (..., dim), one vector for each row, start and end in `at`."""
+    row, start, end = at["row"], at["start"], at["end"]
+    if pooling == "first":
+        return hidden[row, start]
+    if pooling == "last":
+        return hidden[row, end - 1]
+    # Sums over stretches as differences of running sums, in float32.
+    running = F.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
+    mean = (running[row, end] - running[row, start]) / (end - start)[..., None]
+    return mean.to(hidden.dtype)
+
+
 class PooledHead(TaskHead):
     """Pool each example's hidden states, then one linear layer; a task adds its loss."""
 
@@ -32,27 +45,16 @@ class PooledHead(TaskHead):
         super().__init__()
         if not 0 <= dropout < 1:
             raise UserError(f"task.dropout is {dropout}: give a probability from 0 to below 1")
-        self.pooling = "mean" if pooling == "auto" else pooling
+        self.pooling: Pooling = "mean" if pooling == "auto" else pooling
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(dim, outputs, bias=bias)
 
     def project(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, T, dim) hidden states -> (E, outputs) in float32."""
-        pooled = self.transform(self._pool(hidden, batch.targets))
+        pooled = self.transform(pool(hidden, batch.targets, self.pooling))
         out: Tensor = self.classifier(self.dropout(pooled)).float()
         return out
 
     def transform(self, pooled: Tensor) -> Tensor:
         """What the pooled vectors go through before the last layer."""
         return pooled
-
-    def _pool(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
-        row, start, end = at["row"], at["start"], at["end"]
-        if self.pooling == "first":
-            return hidden[row, start]
-        if self.pooling == "last":
-            return hidden[row, end - 1]
-        # Sums over stretches as differences of running sums, in float32.
-        running = F.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
-        mean = (running[row, end] - running[row, start]) / (end - start)[:, None]
-        return mean.to(hidden.dtype)
