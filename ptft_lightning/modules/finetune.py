@@ -96,6 +96,7 @@ class FinetuneModule(PhaseModule):
                 check.untrained(self.bundle, self.task)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
+        self.task.check(data.tokenizer, shape["config"]["causal"])
         length = cast(TaskDataModule, data).max_length
         check.length("data.max_length", length, shape["config"]["max_length"])
         for line in check.finish():
@@ -129,7 +130,8 @@ class FinetuneModule(PhaseModule):
         if not (name.startswith("backbone.") or self._tuned_bundle or self.task.zero_shot):
             return None
         if name not in self.bundle.names():
-            raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'")
+            needed = "" if self._tuned_bundle else f", which model.task '{self.task.name}' needs"
+            raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'{needed}")
         return self.bundle.tensor(name)
 
     def bundle_config(self) -> dict[str, Any]:

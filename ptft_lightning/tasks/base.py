@@ -81,6 +81,9 @@ class Task:
         """Plain values that rebuild the task, for the bundle."""
         raise NotImplementedError
 
+    def check(self, tokenizer: Tokenizer, causal: bool) -> None:
+        """Refuse a tokenizer or a backbone that the task cannot work with."""
+
     def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
         """The examples of a file; those that cannot be used are noted in `bad`."""
         return read_examples(path, columns, labelled)
