@@ -51,6 +51,9 @@ LEAVES = (
     *("commands/report.py", "commands/score.py", "commands/texts.py", "commands/tune.py"),
     *("commands/inspect.py", "commands/prepare.py", "commands/tokenizer.py", "commands/tool.py"),
     *("commands/sweep.py", "commands/sweep_results.py", "commands/sweep_space.py"),
+    *("tasks/contrast.py", "tasks/matching.py", "tasks/matching_head.py", "tasks/pairs.py"),
+    *("tasks/matching_scores.py", "tasks/cloze.py", "tasks/cloze_template.py"),
+    *("commands/prompt.py", "commands/rank.py", "commands/vectors.py"),
 )
 CORE_CODE_LINES = 5500  # 3,000 was the aim
 FILE_LINES = 300
