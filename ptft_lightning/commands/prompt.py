@@ -14,6 +14,7 @@ from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.examples import Columns, Example, read_examples
 from ptft_lightning.data.label_names import read_label_names
 from ptft_lightning.data.module import say
+from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.generation.answers import (
     Layout,
@@ -131,22 +132,30 @@ def prompt(
     said = {} if names is None else read_label_names(names)
     labels = labels_in_order({e.label or "" for e in [*examples, *shown]} | {*said})
     said = {label: said.get(label, label) for label in labels}
+    model = _load(init_from, device, precision)
+    chosen = [shown[i] for i in choose_shots([e.label or "" for e in shown], shots, seed)]
+    texts = [layout.shot(e.text, said[e.label or ""]) for e in chosen]
+    answers = _answers(said, layout, model.tokenizer)
+    _report(Prompter(model, layout, texts, answers, normalise, batch_size), examples, output)
+
+
+def _load(init_from: str, device: str, precision: Precision) -> LanguageModel:
     net, bundle = load_pretrained(init_from, device, precision)
     if not net.backbone.causal:
         raise UserError(
-            f"'{init_from}' is no causal model, and says nothing of what follows a text: take model"
-            ".task Cloze"
+            f"'{init_from}' is no causal model, and says nothing of what follows a text: fill a gap"
+            " with model.task Cloze instead"
         )
-    model = LanguageModel(net.backbone, net.head, bundle.tokenizer)
-    chosen = [shown[i] for i in choose_shots([e.label or "" for e in shown], shots, seed)]
-    texts = [layout.shot(e.text, said[e.label or ""]) for e in chosen]
+    return LanguageModel(net.backbone, net.head, bundle.tokenizer)
+
+
+def _answers(said: dict[str, str], layout: Layout, tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """The ids of each label's text; the space before it is its own."""
     space = " " * layout.between.endswith(" ")
-    answers = model.tokenizer.encode([space + name for name in said.values()])
-    ids = dict(zip(labels, answers, strict=True))
-    if empty := [name for name, answer in ids.items() if not answer]:
+    ids = dict(zip(said, tokenizer.encode([space + name for name in said.values()]), strict=True))
+    if empty := [label for label, answer in ids.items() if not answer]:
         raise UserError(f"--names: label '{empty[0]}' is said by nothing: give it a text")
-    prompter = Prompter(model, layout, texts, ids, normalise, batch_size)
-    _report(prompter, examples, shots, output)
+    return ids
 
 
 def _layout(template: str, separator: str) -> Layout:
@@ -168,8 +177,8 @@ def _read(path: str, columns: Columns) -> list[Example]:
     return examples
 
 
-def _report(prompter: Prompter, examples: list[Example], shots: int, output: str | None) -> None:
-    labels, lines = [*prompter.answers], []
+def _report(prompter: Prompter, examples: list[Example], output: str | None) -> None:
+    labels, lines, shots = [*prompter.answers], [], len(prompter.shots)
     fewer = cut = 0
     with ByteProgress("prompt", sum(len(e.text.encode()) for e in examples)) as progress:
         for some in batches(iter(examples), TOGETHER):

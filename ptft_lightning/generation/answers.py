@@ -84,14 +84,13 @@ def build_prompt(
     layout: Layout, shots: Sequence[str], text: str, tokenizer: Tokenizer, room: int
 ) -> Prompt:
     """Shots, then the text up to where its answer begins, in `room` tokens."""
-    begin = [tokenizer.pad if tokenizer.begin is None else tokenizer.begin]
-    if tokenizer.begin is None and tokenizer.end is not None:
-        begin = [tokenizer.end]  # what stands before a document, as in GPT-2
+    begin = [] if tokenizer.begin is None else [tokenizer.begin]
+    nothing = [tokenizer.pad if tokenizer.end is None else tokenizer.end]
     for left in range(len(shots) + 1):
         shown = [*shots[left:], layout.shot(text, "").removesuffix(" ")]
         ids = begin + tokenizer.encode([layout.separator.join(shown)])[0]
         if len(ids) <= room:
-            return Prompt(ids, len(shots) - left, 0)
+            return Prompt(ids or nothing, len(shots) - left, 0)
     before, own, after = tokenizer.encode([layout.before, text, layout.between.removesuffix(" ")])
     keep = max(0, room - len(begin) - len(before) - len(after))
     ids = begin + before + own[:keep] + after

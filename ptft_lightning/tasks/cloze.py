@@ -83,10 +83,9 @@ class Cloze(Classification):
     def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
         """See `Task`."""
         if self.template.paired != (columns.pair is not None):
-            had, fix = (
-                ("", "name its column with") if self.template.paired else ("no ", "leave out")
-            )
-            raise UserError(f"task.template has {had}{{pair}}: {fix} data.columns.pair")
+            paired = self.template.paired
+            fix = "has {pair}: name its column with" if paired else "has no {pair}: leave out"
+            raise UserError(f"task.template {fix} data.columns.pair")
         return super().read(path, columns, labelled, bad)
 
     def encode(
