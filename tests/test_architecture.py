@@ -58,6 +58,9 @@ LEAVES = (
     *("backbones/fused.py", "modules/footprint.py", "commands/merge.py"),
     *("tuning/lora.py", "tuning/quantized.py", "tuning/bitfit.py"),
     *("tuning/features.py", "tuning/frozen.py", "tuning/prefix.py", "tuning/prompt.py"),
+    *("tasks/contrast.py", "tasks/matching.py", "tasks/matching_head.py", "tasks/pairs.py"),
+    *("tasks/matching_scores.py", "tasks/cloze.py", "tasks/cloze_template.py"),
+    *("commands/prompt.py", "commands/rank.py", "commands/vectors.py"),
 )
 CORE_CODE_LINES = 5500  # 3,000 was the aim
 FILE_LINES = 300

@@ -136,7 +136,7 @@ class CLI(ConfigCLI):
             raise UserError("predict needs a phase-two run: give --run_dir of a FinetuneModule's")
         model = options.model.init_args
         own = options.ckpt_path is not None or (run_dir / "bundle").is_dir()
-        if own or model.init_from is None or phase_two:
+        if own or model.init_from is None:
             model.init_from = bundle_of(options.ckpt_path, run_dir)
         model.backbone = None
         options.ckpt_path = None
@@ -242,6 +242,11 @@ class CLI(ConfigCLI):
             return
         output = Path(self.options.output or Path(self.options.run_dir) / "predictions.jsonl")
         output.parent.mkdir(parents=True, exist_ok=True)
+        if output.suffix == ".npy":
+            from ptft_lightning.commands.vectors import write_vectors  # a leaf
+
+            write_vectors(output, records)
+            return
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
         say(f"{len(lines)} predictions: {output}")
 

@@ -113,6 +113,16 @@ class Preflight:
                 f"reads {now or 'plainly'}: give the same model.tuning"
             )
 
+    def untrained(self, bundle: Bundle, task: Task) -> None:
+        """Few tasks say anything before they are trained."""
+        if not task.zero_shot:
+            self.problems.append(
+                f"the bundle '{bundle.path}' is not tuned for '{task.name}': fit first, and give "
+                "the --run_dir of that run"
+            )
+            return
+        self.inherited.append(f"nothing is trained for '{task.name}': zero-shot")
+
     def finish(self) -> list[str]:
         """The inherited values.
 

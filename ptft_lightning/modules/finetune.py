@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
@@ -63,6 +64,8 @@ class FinetuneModule(PhaseModule):
         given = (optimizer, init_from, compile_layers, activation_checkpointing, seed)
         super().__init__(*given, base, tuning)
         self.task, self.from_scratch, self.base = task, from_scratch, base
+        if self._tuned_bundle:
+            task.found = dict(self._tuned_bundle.config.get("found", {}))
         if self.bundle is not None and backbone is not None:
             raise UserError(
                 "model.backbone and model.init_from: give one, the bundle brings its own"
@@ -79,8 +82,9 @@ class FinetuneModule(PhaseModule):
 
     @property
     def known_labels(self) -> list[str]:
-        """The label schema of a phase-two bundle; empty before one exists."""
-        return list(self._tuned_bundle.config["head"]["labels"]) if self._tuned_bundle else []
+        """The label schema of a phase-two bundle, else what the task knows beforehand."""
+        tuned = self._tuned_bundle
+        return list(tuned.config["head"]["labels"]) if tuned else self.task.known_labels()
 
     def preflight(self, data: PhaseData) -> None:
         """Check tokenizer, vocabulary, length and labels."""
@@ -92,8 +96,11 @@ class FinetuneModule(PhaseModule):
             if self._tuned_bundle:
                 check.labels(self.bundle, self.task)
                 check.reads(self.bundle, self.tuning)
+            elif self.trainer.state.fn != TrainerFn.FITTING:
+                check.untrained(self.bundle, self.task)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
+        self.task.check(data.tokenizer, shape["config"]["causal"])
         length = cast(TaskDataModule, data).max_length
         check.length("data.max_length", length, shape["config"]["max_length"])
         for line in check.finish():
@@ -124,12 +131,13 @@ class FinetuneModule(PhaseModule):
         """Backbone from the bundle; the head too when the bundle is of phase two."""
         if self.bundle is None or self.from_scratch:
             return None
-        if not (name.startswith("backbone.") or self._tuned_bundle):
+        if not (name.startswith("backbone.") or self._tuned_bundle or self.task.zero_shot):
             return None
         if name not in self.bundle.names():
             if self.tuning.adds(name):
                 return None
-            raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'")
+            needed = "" if self._tuned_bundle else f", which model.task '{self.task.name}' needs"
+            raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'{needed}")
         return self.bundle.tensor(name)
 
     def bundle_config(self) -> dict[str, Any]:
@@ -143,6 +151,7 @@ class FinetuneModule(PhaseModule):
             "tuning": self.tuning.described,
             "reads": self.tuning.reads,
             "data": data.reading(),
+            "found": dict(self.task.found),
         }
 
     def configure_model(self) -> None:
@@ -208,6 +217,8 @@ class FinetuneModule(PhaseModule):
             self.metrics.reset()
         if self.task.judged:
             records = self.records(split, self.predictions.parts)
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                self.task.settle(data.examples[split], records)
             values |= self.task.judge(data.examples[split], records)
         return values
 
