@@ -23,6 +23,7 @@ COMMANDS = {
     "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
     "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
+    "answer": ("ptft_lightning.commands.answer", "answer questions from whole documents"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
     "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),
 }

@@ -51,6 +51,8 @@ LEAVES = (
     *("commands/report.py", "commands/score.py", "commands/texts.py", "commands/tune.py"),
     *("commands/inspect.py", "commands/prepare.py", "commands/tokenizer.py", "commands/tool.py"),
     *("commands/sweep.py", "commands/sweep_results.py", "commands/sweep_space.py"),
+    *("data/squad.py", "data/passages.py", "commands/answer.py"),
+    *("tasks/answers.py", "tasks/question_answering.py", "tasks/question_windows.py"),
 )
 CORE_CODE_LINES = 5500  # 3,000 was the aim
 FILE_LINES = 300

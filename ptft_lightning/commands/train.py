@@ -233,6 +233,7 @@ class CLI(ConfigCLI):
         output = Path(self.options.output or Path(self.options.run_dir) / "predictions.jsonl")
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        cast(FinetuneModule, self.model).task.write_beside(output, examples, records)
         say(f"{len(lines)} predictions: {output}")
 
 
@@ -261,6 +262,7 @@ def start(
     # Leaves, so that their short names are known.
     import ptft_lightning.tasks.classification
     import ptft_lightning.tasks.multilabel
+    import ptft_lightning.tasks.question_answering
     import ptft_lightning.tasks.regression  # noqa: F401
 
     quieten()

@@ -88,6 +88,7 @@ class FinetuneModule(PhaseModule):
             check.backbone(self.bundle)
             if self._tuned_bundle:
                 check.labels(self.bundle, self.task)
+                self.task.recall(self.bundle.lineage.get("metrics", {}))
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
         length = cast(TaskDataModule, data).max_length

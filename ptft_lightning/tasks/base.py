@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy.typing as npt
@@ -75,6 +76,9 @@ class Task:
         """Plain values that rebuild the task, for the bundle."""
         raise NotImplementedError
 
+    def recall(self, metrics: dict[str, float]) -> None:
+        """Take up what was measured when the tuned bundle this run starts from was saved."""
+
     def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
         """The examples of a file; those that cannot be used are noted in `bad`."""
         return read_examples(path, columns, labelled)
@@ -138,6 +142,11 @@ class Task:
     ) -> dict[str, float]:
         """Metrics of lines of predictions, which are those of all ranks."""
         return {}
+
+    def write_beside(
+        self, output: Path, examples: list[Example], records: dict[int, dict[str, Any]]
+    ) -> None:
+        """Files of the task's own beside a file of predictions."""
 
 
 class TaskHead(nn.Module):
