@@ -26,6 +26,7 @@ COMMANDS = {
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
     "prompt": ("ptft_lightning.commands.prompt", "classify with a causal model, nothing trained"),
     "rank": ("ptft_lightning.commands.rank", "the nearest passages of queries, from their vectors"),
+    "answer": ("ptft_lightning.commands.answer", "answer questions from whole documents"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
     "merge": ("ptft_lightning.commands.merge", "write a bundle whole, its adapters folded in"),
     "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),

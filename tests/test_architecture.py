@@ -61,6 +61,8 @@ LEAVES = (
     *("tasks/contrast.py", "tasks/matching.py", "tasks/matching_head.py", "tasks/pairs.py"),
     *("tasks/matching_scores.py", "tasks/cloze.py", "tasks/cloze_template.py"),
     *("commands/prompt.py", "commands/rank.py", "commands/vectors.py"),
+    *("data/squad.py", "data/passages.py", "commands/answer.py"),
+    *("tasks/answers.py", "tasks/question_answering.py", "tasks/question_windows.py"),
 )
 CORE_CODE_LINES = 5500  # 3,000 was the aim
 FILE_LINES = 300

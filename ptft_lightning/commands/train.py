@@ -248,6 +248,7 @@ class CLI(ConfigCLI):
             write_vectors(output, records)
             return
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        cast(FinetuneModule, self.model).task.write_beside(output, examples, records)
         say(f"{len(lines)} predictions: {output}")
 
 

@@ -219,6 +219,7 @@ class FinetuneModule(PhaseModule):
             records = self.records(split, self.predictions.parts)
             if self.trainer.state.fn == TrainerFn.FITTING:
                 self.task.settle(data.examples[split], records)
+                records = self.records(split, self.predictions.parts)
             values |= self.task.judge(data.examples[split], records)
         return values
 

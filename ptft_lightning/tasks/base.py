@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -158,6 +159,11 @@ class Task:
     def settle(self, examples: list[Example], records: dict[int, dict[str, Any]]) -> None:
         """Choose into `found` what depends on validation examples, such as a threshold; called in
         a fit, before `judge`."""
+
+    def write_beside(
+        self, output: Path, examples: list[Example], records: dict[int, dict[str, Any]]
+    ) -> None:
+        """Files of the task's own beside a file of predictions."""
 
 
 class TaskHead(nn.Module):
