@@ -27,6 +27,7 @@ class Backbone(nn.Module):
         embedding: the token embedding, which heads may tie to.
         norm_eps: added under the root of its normalisations, and of those of heads.
         bias: whether its linear layers and norms have biases, and those of heads.
+        tied: whether it was pretrained under a head that projects by its embedding.
         recompute: whether each layer's activations are computed again in the backward pass.
     """
 
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
     embedding: nn.Embedding
     norm_eps: float = 1e-5
     bias: bool = True
+    tied: bool = True
     recompute: bool = False
 
     def forward(

@@ -260,6 +260,7 @@ def start(
     """Read the config and run the command."""
     # Leaves, so that their short names are known.
     import ptft_lightning.tasks.classification
+    import ptft_lightning.tasks.generation
     import ptft_lightning.tasks.multilabel
     import ptft_lightning.tasks.regression  # noqa: F401
 
