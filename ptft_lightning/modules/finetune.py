@@ -20,6 +20,7 @@ from ptft_lightning.modules.nets import TaskNet, build_backbone
 from ptft_lightning.modules.optimizers import OptimizerConfig
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.predictions import Parts, Predictions, gather, of_batch
+from ptft_lightning.objectives.base import perplexity
 from ptft_lightning.tasks.base import Scored, Task
 from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Tuning
@@ -131,7 +132,9 @@ class FinetuneModule(PhaseModule):
         """Backbone from the bundle; the head too when the bundle is of phase two."""
         if self.bundle is None or self.from_scratch:
             return None
-        if not (name.startswith("backbone.") or self._tuned_bundle or self.task.zero_shot):
+        own = self.bundle.config["head"]["name"] == self.task.goes_on_from
+        head = self._tuned_bundle or self.task.zero_shot or own
+        if not (name.startswith("backbone.") or head):
             return None
         if name not in self.bundle.names():
             if self.tuning.adds(name):
@@ -177,6 +180,7 @@ class FinetuneModule(PhaseModule):
     def _begin_predictions(self, split: str) -> None:
         data = cast(TaskDataModule, self.data)
         windows = data.datasets[split].examples
+        self.task.begin(split, len(windows))
         self.predictions.begin(data.examples[split], windows, self.task.judged)
 
     def records(self, split: str, parts: Parts) -> dict[int, dict[str, Any]]:
@@ -202,8 +206,20 @@ class FinetuneModule(PhaseModule):
         return output
 
     def _scores(self, batch: Batch, output: Output) -> Tensor | None:
-        net = cast(TaskNet, self.net)
-        return self.task.predict(net.backbone, net.head, batch, output, self.data.tokenizer)
+        net, given = cast(TaskNet, self.net), (batch, output, self.data.tokenizer)
+        if not self.task.decodes:
+            return self.task.predict(net.backbone, net.head, *given)
+        from ptft_lightning.modules.decoding import ready_to_decode  # a leaf
+
+        with ready_to_decode(net, self.compile_layers) as backbone:
+            return self.task.predict(backbone, net.head, *given)
+
+    def summary(self, losses: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
+        """Also perplexity, where the loss is a likelihood."""
+        values = super().summary(losses, metrics)
+        if self.task.likelihood:
+            values["perplexity"] = perplexity(values["loss"])
+        return values
 
     def eval_values(self) -> dict[str, float]:
         """Loss and the task's metrics; also how many examples were left out, where they may be."""
@@ -222,6 +238,10 @@ class FinetuneModule(PhaseModule):
                 records = self.records(split, self.predictions.parts)
             values |= self.task.judge(data.examples[split], records)
         return values
+
+    def on_predict_epoch_start(self) -> None:
+        """See `on_validation_epoch_start`."""
+        self.task.begin("predict", 0)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Sample numbers and scores of a micro-batch, its empty slots left out."""

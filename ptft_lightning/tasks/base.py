@@ -73,6 +73,12 @@ class Task:
     that model's own."""
     found: Mapping[str, float] = MappingProxyType({})
     """What `settle` chose; it travels in the bundle."""
+    likelihood: ClassVar[bool] = False
+    """Whether the loss is the likelihood of tokens, so that perplexity means something."""
+    decodes: ClassVar[bool] = False
+    """Whether `predict` runs the backbone again, so that it needs all of it."""
+    goes_on_from: ClassVar[str | None] = None
+    """The objective whose head's tensors this task's head begins with."""
 
     def watch(self, metric: str) -> None:
         """Let one of the task's metrics decide."""
@@ -84,6 +90,9 @@ class Task:
 
     def check(self, tokenizer: Tokenizer, causal: bool) -> None:
         """Refuse a tokenizer or a backbone that the task cannot work with."""
+
+    def begin(self, split: str, count: int) -> None:
+        """A pass over so many windows of a split begins."""
 
     def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
         """The examples of a file; those that cannot be used are noted in `bad`."""
