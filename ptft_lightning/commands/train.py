@@ -261,7 +261,8 @@ def start(
     # Leaves, so that their short names are known.
     import ptft_lightning.tasks.classification
     import ptft_lightning.tasks.multilabel
-    import ptft_lightning.tasks.regression  # noqa: F401
+    import ptft_lightning.tasks.regression
+    import ptft_lightning.tasks.relations  # noqa: F401
 
     quieten()
     keep_freed_memory()

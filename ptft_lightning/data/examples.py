@@ -95,7 +95,7 @@ def read_examples(path: str, columns: Columns, labelled: bool) -> list[Example]:
     needed += [columns.pair] if columns.pair else []
     needed += [columns.label] if labelled else []
     examples = [
-        _example(record, columns, needed, place) for place, record in _records(path, columns)
+        _example(record, columns, needed, place) for place, record in read_records(path, columns)
     ]
     if not examples:
         raise UserError(f"'{path}' holds no examples")
@@ -132,7 +132,8 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
     )
 
 
-def _records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and fields of every line of a .jsonl, .csv or .tsv file."""
     bare = bare_name(path)
     with open_bytes(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
