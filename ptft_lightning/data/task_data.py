@@ -5,6 +5,7 @@ A sample is an example. Each micro-batch is packed anew, so that neighbours chan
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -168,11 +169,23 @@ class TaskDataModule(PhaseData):
         examples = self.task.read(path, self.columns, labelled, bad)
         bad.settle(path, len(examples))
         self.skipped[split] = len(bad.found)
-        if self.label_names is None:
+        if not (names := self._label_names()):
             return examples
-        from ptft_lightning.data.label_names import name_labels, read_label_names
+        from ptft_lightning.data.label_names import name_labels
 
-        return name_labels(examples, read_label_names(self.label_names))
+        return name_labels(examples, names)
+
+    def _label_names(self) -> dict[str, str] | None:
+        if self.label_names is None:
+            return None
+        from ptft_lightning.data.label_names import read_label_names
+
+        return read_label_names(self.label_names)
+
+    def reading(self) -> dict[str, Any]:
+        """How files become examples: plain values for the bundle."""
+        columns, names = asdict(self.columns), self._label_names()
+        return {"max_length": self.max_length, "columns": columns, "label_names": names}
 
     def _dataset(self, split: str, examples: list[Example], shuffle: bool) -> ExampleDataset:
         report_empty(split, examples)
