@@ -51,7 +51,9 @@ LEAVES = (
     *("commands/report.py", "commands/score.py", "commands/texts.py", "commands/tune.py"),
     *("commands/inspect.py", "commands/prepare.py", "commands/tokenizer.py", "commands/tool.py"),
     *("commands/sweep.py", "commands/sweep_results.py", "commands/sweep_space.py"),
-    "tasks/tags.py",
+    *("data/conll.py", "data/lines.py", "data/span_files.py", "data/word_windows.py"),
+    *("data/words.py", "tasks/crf.py", "tasks/tag_checks.py", "tasks/tag_files.py"),
+    *("tasks/tagging.py", "tasks/tags.py", "tasks/word_head.py"),
 )
 CORE_CODE_LINES = 5500  # 3,000 was the aim
 FILE_LINES = 300

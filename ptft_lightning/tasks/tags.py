@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -151,6 +152,7 @@ def _scores(right: int, found: int, wanted: int) -> dict[str, float]:
     }
 
 
+@lru_cache(4096)
 def _play(tag: str) -> tuple[str, str]:
     """The part a tag plays (O, B, I, E or S) and its kind."""
     match = TAG.fullmatch(tag)
