@@ -14,7 +14,6 @@ whose `pos` is one.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from typing import Any
 
 from ptft_lightning.data.examples import Columns, Example, read_records
 from ptft_lightning.data.findings import BadExamples
+from ptft_lightning.data.lines import text_lines
 from ptft_lightning.data.module import say
-from ptft_lightning.data.streams import bare_name, open_bytes
+from ptft_lightning.data.streams import bare_name
 from ptft_lightning.errors import UserError
 
 Span = tuple[int, int]
@@ -158,16 +158,12 @@ def _rows(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _numbered(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
     """`number TAB "sentence"`, a line with the relation if there is one, comments, blank lines."""
-    with open_bytes(path) as stream:
-        try:
-            lines = io.TextIOWrapper(stream, encoding="utf-8-sig").read().splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"'{path}' is not UTF-8: {error}") from error
+    lines = [line.strip() for _, line in text_lines(path)]
     for number, line in enumerate(lines, start=1):
-        if not (sentence := NUMBERED.fullmatch(line.strip())):
+        if not (sentence := NUMBERED.fullmatch(line)):
             continue
         record: dict[str, Any] = {columns.text: sentence[1]}
-        following = "".join(lines[number : number + 1]).strip()
+        following = "".join(lines[number : number + 1])
         if following and not (NUMBERED.fullmatch(following) or following.startswith("Comment:")):
             record[columns.label] = following
         yield f"{path} line {number}", record
