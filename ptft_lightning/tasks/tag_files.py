@@ -80,7 +80,7 @@ class TagFiles:
             for example, record in zip(examples, found, strict=True)
             if isinstance(record, Marked)
         ]
-        return self._formed(path, tagged, bad) + self._tagged(path, marked, bad)
+        return self._formed(path, tagged, bad) + self.tagged(path, marked, bad)
 
     def _records(
         self, path: str, columns: Columns, labelled: bool, bad: BadExamples
@@ -154,7 +154,7 @@ class TagFiles:
             )
         return wanted
 
-    def _tagged(
+    def tagged(
         self, path: str, marked: list[tuple[Words, list[Span]]], bad: BadExamples
     ) -> list[Words]:
         """Examples of texts with stretches, which are widened to whole words where need be."""
