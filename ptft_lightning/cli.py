@@ -18,12 +18,14 @@ COMMANDS = {
     "tune": ("ptft_lightning.commands.tune", "look for a learning rate or a micro-batch size"),
     "sweep": ("ptft_lightning.commands.sweep", "try many settings of a config (Optuna)"),
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
+    "extend": ("ptft_lightning.commands.extend", "add tokens of new text to a model's tokenizer"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
     "check": ("ptft_lightning.commands.check", "before a long fit: look at data, loss, gradients"),
     "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
     "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
+    "overlap": ("ptft_lightning.commands.overlap", "find test examples in a token store"),
     "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),
 }
 

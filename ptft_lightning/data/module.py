@@ -77,6 +77,8 @@ class PhaseData(L.LightningDataModule):
         """What a resume must not change: plain values, compared with the checkpoint's."""
         raise NotImplementedError
 
+    places: list[str] = []  # of the token stores, as the user named them, for lineage.json
+
     # Ranks and steps.
 
     def place_in_trainer(self) -> None:

@@ -46,6 +46,10 @@ class Rows:
     def __len__(self) -> int:
         return self.order.rows
 
+    def shards_of(self, numbers: Numbers) -> Numbers:
+        """The shard of each sample."""
+        return self.order.place(numbers)[0]
+
     def read_words(self, numbers: Numbers) -> Ids:
         """For each token that `read` gives, 1 where it begins a word; (B, T + 1)."""
         return self._read(numbers, self.store.words, 1)[0]
