@@ -105,19 +105,12 @@ class CorpusDataModule(PhaseData):
         if not (Path(self.store) / "manifest.json").is_file():
             self._prepare()
         elif self.files:
-            self._check_plan()
+            from ptft_lightning.data.store_checks import check_plan
+
+            check_plan(self)
         manifest = read_manifest(self.store)
         if manifest.bad_documents:
             say(BadDocuments(manifest.bad_kinds, manifest.bad_places).summary())
-
-    def _check_plan(self) -> None:
-        from ptft_lightning.data.store_checks import check_plan
-
-        held_out = {"held_out": self.validation_share}
-        check_plan(
-            *(self.store, self.files),
-            {"column": self.column, "encoding": self.encoding, **held_out},
-        )
 
     @property
     def has_word_starts(self) -> bool:
@@ -163,7 +156,9 @@ class CorpusDataModule(PhaseData):
         self._load_tokenizer()
         module: Any = self._trainer().lightning_module
         self.objective: RowMaker = module.objective
-        self._check_stores(self.objective.whole_words)
+        from ptft_lightning.data.store_checks import check_stores
+
+        check_stores(self)
         self.train_rows = self.rows_of(self.store, "train")
         self.validation_rows = self.rows_of(self.store, "validation")
         if self.replay:
@@ -175,14 +170,6 @@ class CorpusDataModule(PhaseData):
             if not len(self.train_rows):
                 raise UserError(f"the token store '{self.store}' holds no training documents")
             self.place_in_trainer()
-
-    def _check_stores(self, whole_words: bool) -> None:
-        """Ours and those beside it hold this tokenizer's ids, and word starts where asked for."""
-        from ptft_lightning.data.store_checks import check_encoding
-
-        check_encoding(self.store, self.tokenizer, self.word_starts)
-        for other in {**self.replay, **dict.fromkeys(self.validation_stores.values())}:
-            check_encoding(other, self.tokenizer, whole_words)
 
     def rows_of(self, store: str, split: str) -> Rows:
         """The rows of one split of a store."""
@@ -225,11 +212,8 @@ class CorpusDataModule(PhaseData):
             "length": self.length,
             "seed": self.seed,
             "window": self.window,
-            **({"replay": self._replayed()} if self.replay else {}),
+            **self.train_rows.mixture,
         }
-
-    def _replayed(self) -> list[list[Any]]:
-        return [[read_manifest(s).fingerprint, share] for s, share in self.replay.items()]
 
     @property
     def places(self) -> list[str]:

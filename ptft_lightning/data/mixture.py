@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.rows import Rows
@@ -56,9 +55,8 @@ class Turns:
         # Turn k of a source stands in the middle of the k-th of its equal parts of the period.
         middles = [(np.arange(count) + 0.5) / count for count in self.counts]
         owner = np.repeat(np.arange(len(self.counts)), self.counts)
-        self.pattern: npt.NDArray[np.int64] = owner[
-            np.argsort(np.concatenate(middles), kind="stable")
-        ]
+        turn = np.argsort(np.concatenate(middles), kind="stable")
+        self.pattern: Numbers = owner[turn]
         mine = self.pattern == np.arange(len(self.counts))[:, None]
         self.before = np.cumsum(mine, axis=1) - mine
         """(sources, PERIOD): turns of each source before a place in the period."""
@@ -81,6 +79,8 @@ class MixedRows(Rows):
     def __init__(self, sources: Sequence[Rows], shares: Sequence[float]) -> None:
         self.sources, self.turns = list(sources), Turns(shares)
         self.store, self.length = sources[0].store, sources[0].length
+        prints = [rows.store.manifest.fingerprint for rows in sources[1:]]
+        self.mixture = {"replay": [list(pair) for pair in zip(prints, shares[1:], strict=True)]}
         shards = [len(rows.store.shards) for rows in sources]
         self.first_shard = np.cumsum([0, *shards])[:-1]
 

@@ -77,7 +77,10 @@ class PhaseData(L.LightningDataModule):
         """What a resume must not change: plain values, compared with the checkpoint's."""
         raise NotImplementedError
 
-    places: list[str] = []  # of the token stores, as the user named them, for lineage.json
+    @property
+    def places(self) -> list[str]:
+        """Token stores as the user named them, for lineage.json."""
+        return []
 
     # Ranks and steps.
 

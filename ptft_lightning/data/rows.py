@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Rows:
         shuffle: bool,
     ) -> None:
         self.store, self.length, self.pad = store, length, pad
+        self.mixture: dict[str, Any] = {}  # facts of a mixture of stores, which this is not
         self.pieces: list[Pieces] | None = None
         if layout == "documents":
             count = range(len(store.shards))

@@ -60,7 +60,7 @@ class Tokenizer:
         pad, mask, begin, end: token ids, None where the vocabulary has none.
         size: number of ids, added tokens included.
         fingerprint: hash of all that decides how text is encoded.
-        extends: fingerprint of the tokenizer that this one adds tokens to; None: it is no extension.
+        extends: fingerprint of the tokenizer that this one adds tokens to, if it does.
         round_trips: whether decoding gives the text back, so that loss per byte means something.
     """
 
@@ -161,6 +161,7 @@ class Tokenizer:
         return found
 
     def normalized(self, texts: list[str]) -> list[str]:
+        """After the `first` steps of normalisation."""
         if not self.first:
             return texts
         from ptft_lightning.data.normalization import normalize

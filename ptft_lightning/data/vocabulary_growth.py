@@ -14,6 +14,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ptft_lightning.data.tokenizer import OWN, Tokenizer
@@ -162,7 +163,7 @@ class _Learner:
 
     def _count(self, number: int, sign: int) -> None:
         tokens, count = self.words[number]
-        for pair in zip(tokens, tokens[1:], strict=False):
+        for pair in pairwise(tokens):
             self.counts[pair] += sign * count
             if sign > 0:
                 self.where[pair].add(number)
@@ -189,7 +190,7 @@ class _Learner:
             tokens = _joined(tokens, pair)
             self.words[number] = (tokens, count)
             self._count(number, 1)
-            changed.update(zip(tokens, tokens[1:], strict=False))
+            changed.update(pairwise(tokens))
         for near in changed:
             heapq.heappush(self.heap, (-self.counts[near], near))
 

@@ -30,8 +30,8 @@ def _vocabulary(bundle: Bundle) -> list[str]:
     pieces = [len(old) for old in bundle.splits.values()]
     return [
         f"vocabulary {bundle.old.tokenizer.size} ids, {len(pieces)} new ones: each new row is the "
-        f"mean of those of its {sum(pieces) / max(1, len(pieces)):.1f} old tokens (on average), all "
-        "others keep their values"
+        f"mean of those of its {sum(pieces) / max(1, len(pieces)):.1f} old tokens (on average), "
+        "all others keep their values"
     ]
 
 

@@ -1,4 +1,4 @@
-"""A bundle under an extended vocabulary: old rows as they were, new ones from what they are made of.
+"""A bundle under an extended vocabulary: old rows as they were, new ones made of old ones.
 
 A new token's row of the embedding (and of an untied output and its bias) begins as the mean of the
 rows of the old tokens that its text was split into, so that the model reads it at once about as it

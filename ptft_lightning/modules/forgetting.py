@@ -1,4 +1,4 @@
-"""Loss on other text before, during and after a run of phase one: what it learnt, what it forgot."""
+"""Loss on other text before, during and after a run of phase one: what was learnt or forgotten."""
 
 from __future__ import annotations
 
