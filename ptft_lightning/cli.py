@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": (TRAINING, "predictions for a file or for --text"),
     "tune": ("ptft_lightning.commands.tune", "look for a learning rate or a micro-batch size"),
     "sweep": ("ptft_lightning.commands.sweep", "try many settings of a config (Optuna)"),
+    "transfer": ("ptft_lightning.commands.transfer", "was it worth it? many seeds, label counts"),
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
     "extend": ("ptft_lightning.commands.extend", "add tokens of new text to a model's tokenizer"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),

@@ -51,6 +51,7 @@ LEAVES = (
     *("commands/report.py", "commands/score.py", "commands/texts.py", "commands/tune.py"),
     *("commands/inspect.py", "commands/prepare.py", "commands/tokenizer.py", "commands/tool.py"),
     *("commands/sweep.py", "commands/sweep_results.py", "commands/sweep_space.py"),
+    *("commands/bundle_config.py", "commands/transfer.py", "commands/transfer_results.py"),
     *("data/mixture.py", "data/store_checks.py", "modules/forgetting.py"),
     *("data/vocabulary_growth.py", "handoff/vocabulary.py", "handoff/continuing.py"),
     *("data/overlap.py", "commands/extend.py", "commands/overlap.py"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -18,8 +20,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
-import ptft_lightning.objectives.masked
-import ptft_lightning.tuning.frozen  # noqa: F401
+import ptft_lightning.objectives.masked  # noqa: F401
+from ptft_lightning import tasks, tuning
 from ptft_lightning.commands.mistakes import one_line
 from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig
 from ptft_lightning.commands.quiet import quieten
@@ -51,6 +53,7 @@ from ptft_lightning.modules.predictions import Parts
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
+from ptft_lightning.modules.reproduction import reproduce
 from ptft_lightning.modules.samples import Samples
 
 
@@ -196,7 +199,11 @@ class CLI(ConfigCLI):
         if self.preempt.stopped:
             # Lightning kills a process whose child ended in anything but 0.
             sys.exit(EXIT_CODE if self.trainer.local_rank == 0 else 0)
-        if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+        if cast(Any, self.trainer).fast_dev_run:
+            return
+        if isinstance(self.model, FinetuneModule):
+            reproduce(self.trainer, self.model, Path(self.options.run_dir))
+        if self.trainer.is_global_zero:
             if self.options.report:
                 from ptft_lightning.commands.report import write_beside
 
@@ -266,18 +273,22 @@ def run(command: str, args: list[str]) -> None:
             """Only the one asked for: building the parsers of all takes longer than the rest."""
             return {command: CLI.subcommands()[command]}
 
+    import_parts()  # a bundle's config names them
     start(Command, command, config_of(command, args))
+
+
+def import_parts() -> None:
+    """Every task and tuning, so that their short names are known."""
+    for package in (tasks, tuning):
+        for part in iter_modules(package.__path__, f"{package.__name__}."):
+            import_module(part.name)
 
 
 def start(
     cli: type[CLI], command: str, args: list[str], trainer: type[L.Trainer] = L.Trainer
 ) -> None:
     """Read the config and run the command."""
-    # Leaves, so that their short names are known.
-    import ptft_lightning.tasks.classification
-    import ptft_lightning.tasks.multilabel
-    import ptft_lightning.tasks.regression  # noqa: F401
-
+    import_parts()
     quieten()
     keep_freed_memory()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

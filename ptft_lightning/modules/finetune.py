@@ -135,7 +135,7 @@ class FinetuneModule(PhaseModule):
             "backbone": self._shape(data),
             "head": head,
             "tuning": {"name": self.tuning.name, "config": self.tuning.config()},
-            "data": {"max_length": data.max_length, "columns": asdict(data.columns)},
+            "data": data.reading(),
         }
 
     def configure_model(self) -> None:

@@ -62,7 +62,7 @@ class Forgetting(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the differences between the first measurement and the last validation."""
-        for name in self.now.keys() & self.before.keys():
+        for name in (n for n in self.before if n in self.now):
             was, now = self.before[name], self.now[name]
             word = "worse" if now > was else "better"
             say(
