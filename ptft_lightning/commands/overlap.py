@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.examples import Columns, Example, read_examples
-from ptft_lightning.data.overlap import FLAGGED, SHORTEST, Hit, N, Needles, record, scan
+from ptft_lightning.data.overlap import FLAGGED, SHORTEST, TOGETHER, Hit, N, Needles, record, scan
 from ptft_lightning.data.token_store import TokenStore, read_manifest, write_atomically
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
@@ -37,7 +37,8 @@ def overlap(
     """Find the examples of a file that occur in a token store, and write one line about each.
 
     Compared are runs of 8 words (in Chinese and other scripts without spaces: of 8 characters),
-    without case, accents and punctuation. An example is flagged where such runs cover half of it.
+    without case, accents and punctuation. An example is flagged where such runs cover a quarter of
+    it, and at least 10 words or all of it.
 
     Args:
         store: Directory of the token store; its training documents are searched.
@@ -177,7 +178,7 @@ def _kept(
     file: Path, path: str, texts: list[list[str]], tokenizer: Tokenizer
 ) -> tuple[list[Hit], int]:
     """The hits in a store, and how many texts are too short; from an earlier test if there was."""
-    rule = [VERSION, N, SHORTEST, FLAGGED, read_manifest(path).fingerprint, texts]
+    rule = [VERSION, N, SHORTEST, FLAGGED, TOGETHER, read_manifest(path).fingerprint, texts]
     key = hashlib.sha256(json.dumps(rule).encode()).hexdigest()[:16]
     kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     if key in kept:

@@ -5,10 +5,11 @@ lower-cased, without accents and punctuation, so that what a tokenizer or an edi
 these does not hide a copy. An n-gram is N units in a row. The test set's n-grams are kept as a
 sorted array, the corpus is read once in blocks, so that memory depends on the test set alone.
 
-A unit is *covered* if an n-gram that holds it occurs in the corpus. An example is flagged if half
-of its units are (as with Llama 2's tokens, Touvron et al. 2023). A part of it that is shorter than
-N units counts as covered if it is, as a whole, a sentence of the corpus; an example of fewer than
-SHORTEST units is not judged.
+A unit is *covered* if an n-gram that holds it occurs in the corpus (as with the tokens of Touvron
+et al. 2023, Llama 2). An example is flagged if a quarter of its units are, and at least TOGETHER or
+all of them: one stock phrase of N words is no copy. A part of it that is shorter than N units
+counts as covered if it is, as a whole, a sentence of the corpus; an example of fewer than SHORTEST
+units is not judged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from ptft_lightning.progress import ByteProgress
 
 N = 8
 SHORTEST = 4
-FLAGGED = 0.5  # share of an example's units
+FLAGGED = 0.25  # share of an example's units
+TOGETHER = N + 2
 BLOCK = 2**19  # tokens of the corpus looked at in one go
 SLOTS = 2**24  # of the table that sorts out most n-grams before they are searched for
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd: a polynomial in it modulo 2^64 mixes random words
@@ -158,7 +160,8 @@ class Needles:
             place = self.places[at[there][0]]
             first.setdefault(number, (int(place[0]), int(place[1])))
         share = covered / np.maximum(self.units, 1)
-        flagged = np.flatnonzero((share >= FLAGGED) & (self.units >= SHORTEST))
+        enough = covered >= np.minimum(self.units, TOGETHER)
+        flagged = np.flatnonzero((share >= FLAGGED) & enough & (self.units >= SHORTEST))
         return [
             Hit(n, float(share[n]), shards[first[n][0]], first[n][1], best[n][1])
             for n in flagged.tolist()
