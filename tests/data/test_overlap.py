@@ -85,7 +85,7 @@ def test_one_stock_phrase_is_no_copy():
 
 
 def test_ngrams_do_not_reach_over_documents():
-    words = "a1 b2 c3 d4 e5 f6 g7 h8 i9 j10 k11 l12".split()
+    words = ["a1", "b2", "c3", "d4", "e5", "f6", "g7", "h8", "i9", "j10", "k11", "l12"]
     text = " ".join(words)
     assert found([" ".join(words[:6]), " ".join(words[6:])], [[text]]) == []
     assert len(found(["", text], [[text]])) == 1

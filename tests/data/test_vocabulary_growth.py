@@ -22,7 +22,7 @@ MEDICAL = "nephropathy dermatitis glomerulus myocarditis hepatic 肾病综合征
 def texts() -> list[str]:
     """Of a domain whose words the corpus does not have."""
     rng = random.Random(0)
-    words = MEDICAL.split() + "the a of and water river".split()
+    words = MEDICAL.split() + ["the", "a", "of", "and", "water", "river"]
     return [" ".join(rng.choices(words, k=20)) + "." for _ in range(60)]
 
 
