@@ -19,6 +19,7 @@ COMMANDS = {
     "sweep": ("ptft_lightning.commands.sweep", "try many settings of a config (Optuna)"),
     "transfer": ("ptft_lightning.commands.transfer", "was it worth it? many seeds, label counts"),
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
+    "extend": ("ptft_lightning.commands.extend", "add tokens of new text to a model's tokenizer"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
     "check": ("ptft_lightning.commands.check", "before a long fit: look at data, loss, gradients"),
     "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
@@ -29,6 +30,7 @@ COMMANDS = {
     "answer": ("ptft_lightning.commands.answer", "answer questions from whole documents"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
     "merge": ("ptft_lightning.commands.merge", "write a bundle whole, its adapters folded in"),
+    "overlap": ("ptft_lightning.commands.overlap", "find test examples in a token store"),
     "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),
 }
 

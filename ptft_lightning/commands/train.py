@@ -89,6 +89,13 @@ class CLI(ConfigCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.add_argument(
+                *("--overlap",),
+                type=bool,
+                default=True,
+                help="Look for the test examples in the pretraining text, where it is still here.",
+            )
         if subcommand == "predict":
             parser.add_argument("--text", type=list[str] | str | None, help="Texts to predict.")
             parser.add_argument(
@@ -156,6 +163,10 @@ class CLI(ConfigCLI):
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
         callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress()]
+        if self.subcommand == "fit" and getattr(self.datamodule, "validation_stores", None):
+            from ptft_lightning.modules.forgetting import Forgetting  # a leaf
+
+            callbacks.append(Forgetting())
         given = options.callbacks or []
         options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         plugins = options.plugins or []
@@ -219,6 +230,10 @@ class CLI(ConfigCLI):
         if what == "test" and isinstance(model, FinetuneModule):
             model.keep_predictions(run_dir, "test")
         if self.trainer.is_global_zero:
+            if what == "test" and isinstance(model, FinetuneModule) and self.options.overlap:
+                from ptft_lightning.commands.overlap import guard  # a leaf
+
+                results[0].update(guard(model, run_dir))
             text = json.dumps(results[0])
             (run_dir / f"{what}.json").write_text(text + "\n")
             print(text)
