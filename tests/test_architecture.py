@@ -70,12 +70,15 @@ LEAVES = (
         "tasks/generation.py",
     ),
     *("tasks/prompt_cuts.py", "tasks/text_scores.py", "tasks/vocabulary_head.py"),
-    "modules/decoding.py",
+    *("modules/decoding.py", "modules/reproduction.py"),
+    *("data/relation_files.py", "data/event_files.py", "tasks/relations.py", "tasks/marking.py"),
+    *("tasks/relation_scores.py", "tasks/events.py", "tasks/event_arguments.py"),
+    *("modules/early_stopping.py", "modules/samples.py"),
     *("data/mixture.py", "data/store_checks.py", "modules/forgetting.py"),
     *("data/vocabulary_growth.py", "handoff/vocabulary.py", "handoff/continuing.py"),
     *("data/overlap.py", "commands/extend.py", "commands/overlap.py"),
 )
-CORE_CODE_LINES = 5500  # 3,000 was the aim
+CORE_CODE_LINES = 5600  # 3,000 was the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60
 

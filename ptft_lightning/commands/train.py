@@ -45,7 +45,6 @@ from ptft_lightning.modules.audit import Audit
 from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.modules.cpu_memory import keep_freed_memory
 from ptft_lightning.modules.csv_metrics import ForgetRedone
-from ptft_lightning.modules.early_stopping import StopEarly
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.phase import PhaseModule
@@ -53,8 +52,6 @@ from ptft_lightning.modules.predictions import Parts
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
-from ptft_lightning.modules.reproduction import reproduce
-from ptft_lightning.modules.samples import Samples
 
 
 class CLI(ConfigCLI):
@@ -66,6 +63,9 @@ class CLI(ConfigCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What a run has beside trainer, model and data."""
+        from ptft_lightning.modules.early_stopping import StopEarly  # leaves
+        from ptft_lightning.modules.samples import Samples
+
         parser.add_argument(
             "--run_dir",
             default="runs/default",
@@ -202,6 +202,8 @@ class CLI(ConfigCLI):
         if cast(Any, self.trainer).fast_dev_run:
             return
         if isinstance(self.model, FinetuneModule):
+            from ptft_lightning.modules.reproduction import reproduce  # a leaf
+
             reproduce(self.trainer, self.model, Path(self.options.run_dir))
         if self.trainer.is_global_zero:
             if self.options.report:
