@@ -60,7 +60,7 @@ LEAVES = (
     *("tuning/features.py", "tuning/frozen.py", "tuning/prefix.py", "tuning/prompt.py"),
     *("tasks/contrast.py", "tasks/matching.py", "tasks/matching_head.py", "tasks/pairs.py"),
     *("tasks/matching_scores.py", "tasks/cloze.py", "tasks/cloze_template.py"),
-    *("commands/prompt.py", "commands/rank.py", "commands/vectors.py"),
+    *("commands/prompt.py", "commands/rank.py", "commands/predicted.py"),
     *("data/squad.py", "data/passages.py", "commands/answer.py"),
     *("tasks/answers.py", "tasks/question_answering.py", "tasks/question_windows.py"),
     *(

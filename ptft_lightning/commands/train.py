@@ -245,28 +245,16 @@ class CLI(ConfigCLI):
         kwargs.pop("return_predictions", None)
         mine = self.trainer.predict(model, return_predictions=True, **kwargs) or []
         records = model.records("predict", cast(Parts, mine))
-        if self.trainer.is_global_zero:
-            self._write_predictions(records)
+        if not self.trainer.is_global_zero:
+            return
+        from ptft_lightning.commands.predicted import predicted_lines, write_predictions  # a leaf
 
-    def _write_predictions(self, records: dict[int, dict[str, Any]]) -> None:
         examples = cast(TaskDataModule, self.datamodule).examples["predict"]
-        lines = [
-            json.dumps({**examples[n].said, **record}, ensure_ascii=False)
-            for n, record in sorted(records.items())
-        ]
         if self.options.text is not None and self.options.output is None:
-            print("\n".join(lines))
+            print("\n".join(predicted_lines(examples, records)))
             return
         output = Path(self.options.output or Path(self.options.run_dir) / "predictions.jsonl")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.suffix == ".npy":
-            from ptft_lightning.commands.vectors import write_vectors  # a leaf
-
-            write_vectors(output, records)
-            return
-        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        cast(FinetuneModule, self.model).task.write_beside(output, examples, records)
-        say(f"{len(lines)} predictions: {output}")
+        write_predictions(output, model.task, examples, records)
 
 
 def global_rank() -> int:
