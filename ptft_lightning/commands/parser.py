@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, cast
 
 import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from ptft_lightning import tasks, tuning
 from ptft_lightning.commands.mistakes import Context, ParserError, buried, explain, read_configs
 from ptft_lightning.commands.runs import config_files
 from ptft_lightning.data.module import PhaseData
@@ -26,6 +29,13 @@ BASES: dict[str, type] = {
     "task": Task,
     "tuning": Tuning,
 }
+
+
+def import_parts() -> None:
+    """Every task and tuning, so that their short names are known."""
+    for package in (tasks, tuning):
+        for part in iter_modules(package.__path__, f"{package.__name__}."):
+            import_module(part.name)
 
 
 class Parser(LightningArgumentParser):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -21,9 +19,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
 import ptft_lightning.objectives.masked  # noqa: F401
-from ptft_lightning import tasks, tuning
 from ptft_lightning.commands.mistakes import one_line
-from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig
+from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig, import_parts
 from ptft_lightning.commands.quiet import quieten
 from ptft_lightning.commands.runs import (
     build_loggers,
@@ -274,13 +271,6 @@ def run(command: str, args: list[str]) -> None:
 
     import_parts()  # a bundle's config names them
     start(Command, command, config_of(command, args))
-
-
-def import_parts() -> None:
-    """Every task and tuning, so that their short names are known."""
-    for package in (tasks, tuning):
-        for part in iter_modules(package.__path__, f"{package.__name__}."):
-            import_module(part.name)
 
 
 def start(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ptft_lightning.data.batch import Batch
-from ptft_lightning.data.module import PhaseData, say
+from ptft_lightning.data.module import PhaseData
 from ptft_lightning.data.sample_order import random_key
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, Bundle
@@ -104,9 +104,8 @@ class PhaseModule(L.LightningModule):
             shard(self.net, whole_mesh(strategy, self.trainer.world_size))
         new = fill(self.net, strategy.root_device, self.stored, self.seed)
         self.net.train()  # Lightning leaves modes as they are; a frozen backbone's is evaluation
-        unused = self._unused(new)
         fixed = {name for name, p in self.net.named_parameters() if not p.requires_grad}
-        self.untouched = fixed.difference(new)
+        self.untouched, unused = fixed.difference(new), self._unused(new)
         self.tuning.settle(self.net.backbone)
         self.built = True
         if self.trainer.is_global_zero:

@@ -68,15 +68,15 @@ class Predictions:
     def write(self, file: Path, records: dict[int, dict[str, Any]]) -> None:
         """One JSON line per example: number, the example, what is right and its record."""
         every = max(1, -(-len(records) // KEPT))
-        kept = [number for number in records if number % every == 0]
+        kept = list(records)[::every]
         lines = [
             json.dumps({**self._said(number), **records[number]}, ensure_ascii=False) + "\n"
             for number in kept
         ]
         if not lines:
             return
-        if len(kept) < len(self.examples):
-            say(f"{file.name}: {len(kept):,} of {len(self.examples):,} examples are kept")
+        if (thin := self.every * every) > 1:
+            say(f"{file.name}: 1 in {thin} of {len(self.examples):,} examples is kept")
         try:
             write_atomically(file, "".join(lines).encode())
         except OSError as error:  # the run matters more than the picture of it
