@@ -25,7 +25,11 @@ COMMANDS = {
     "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
     "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
+    "prompt": ("ptft_lightning.commands.prompt", "classify with a causal model, nothing trained"),
+    "rank": ("ptft_lightning.commands.rank", "the nearest passages of queries, from their vectors"),
+    "answer": ("ptft_lightning.commands.answer", "answer questions from whole documents"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
+    "merge": ("ptft_lightning.commands.merge", "write a bundle whole, its adapters folded in"),
     "overlap": ("ptft_lightning.commands.overlap", "find test examples in a token store"),
     "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),
 }

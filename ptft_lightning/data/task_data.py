@@ -123,6 +123,11 @@ class TaskDataModule(PhaseData):
         module: Any = self._trainer().lightning_module
         self.task: TaskEncoder = module.task
         self.reserved = module.tuning.reserved
+        if self.max_length - self.reserved < 4:
+            raise UserError(
+                f"model.tuning.length is {self.reserved}, data.max_length {self.max_length}: an "
+                "example needs at least 4 tokens beside its prompt"
+            )
         self.labels = list(module.known_labels)
         if stage == "fit":
             self._setup_fit()
