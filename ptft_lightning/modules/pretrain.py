@@ -109,12 +109,9 @@ class PretrainModule(PhaseModule):
         """Losses on other text, where there is any."""
         from ptft_lightning.modules.forgetting import Forgetting
 
-        data = cast(CorpusDataModule, self.data)
-        return (
-            [Forgetting()]
-            if self.trainer.state.fn == TrainerFn.FITTING and data.validation_stores
-            else []
-        )
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        others = cast(CorpusDataModule, self.data).validation_stores
+        return [Forgetting()] if fitting and others else []
 
     def stored(self, name: str) -> Tensor | None:
         """From the bundle, head included when it is of the same objective."""
