@@ -1,4 +1,4 @@
-"""Going on with pretraining on other text: replay, new tokens, what is forgotten, what is reported."""
+"""Going on with pretraining on other text: replay, new tokens, what is forgotten and reported."""
 
 from __future__ import annotations
 

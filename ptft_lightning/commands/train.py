@@ -87,12 +87,8 @@ class CLI(ConfigCLI):
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "test":
-            parser.add_argument(
-                *("--overlap",),
-                type=bool,
-                default=True,
-                help="Look for the test examples in the pretraining text, where it is still here.",
-            )
+            told = "Look for the test examples in the pretraining text, where that is still here."
+            parser.add_argument("--overlap", type=bool, default=True, help=told)
         if subcommand == "predict":
             parser.add_argument("--text", type=list[str] | str | None, help="Texts to predict.")
             parser.add_argument(
@@ -160,10 +156,6 @@ class CLI(ConfigCLI):
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
         callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress()]
-        if self.subcommand == "fit" and getattr(self.datamodule, "validation_stores", None):
-            from ptft_lightning.modules.forgetting import Forgetting  # a leaf
-
-            callbacks.append(Forgetting())
         given = options.callbacks or []
         options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         plugins = options.plugins or []

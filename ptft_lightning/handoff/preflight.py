@@ -67,13 +67,14 @@ class Preflight:
     def causality(self, objective: str, needed: bool, causal: bool, given: bool = False) -> None:
         """Objective and backbone, perhaps `given` by a bundle, must look the same way."""
         if needed != causal:
-            fix = ""
-            if given:
-                fix = ": it sees what it should predict, take MaskedLM"
-                fix = ": it never saw what follows a token, take CausalLM" if causal else fix
+            # A bundle's direction cannot be changed, so another objective is the only way.
+            seen = (
+                "no token to come: take CausalLM" if causal else "what it predicts: take MaskedLM"
+            )
+            fix = f" in the bundle, which sees {seen}" if given else ""
             self.problems.append(
                 f"objective '{objective}' needs model.backbone.causal {str(needed).lower()}, "
-                f"{'the bundle has' if given else 'it is'} {str(causal).lower()}{fix}"
+                f"it is {str(causal).lower()}{fix}"
             )
 
     def word_starts(self, needed: bool, data: CorpusDataModule) -> None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict
 from typing import Any, cast
 
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
@@ -102,6 +104,14 @@ class PretrainModule(PhaseModule):
         backbone = build_backbone(**self._shape(data))
         tied = self._shape(data)["config"]["tie_embeddings"]
         return PretrainNet(backbone, self.objective.build_head(backbone, tied))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Losses on other text, where there is any."""
+        from ptft_lightning.modules.forgetting import Forgetting
+
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        others = cast(CorpusDataModule, self.data).validation_stores
+        return [Forgetting()] if fitting and others else []
 
     def stored(self, name: str) -> Tensor | None:
         """From the bundle, head included when it is of the same objective."""

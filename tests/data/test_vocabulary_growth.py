@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from tokenizers import Tokenizer as RawTokenizer
@@ -22,7 +23,7 @@ MEDICAL = "nephropathy dermatitis glomerulus myocarditis hepatic 肾病综合征
 def texts() -> list[str]:
     """Of a domain whose words the corpus does not have."""
     rng = random.Random(0)
-    words = MEDICAL.split() + ["the", "a", "of", "and", "water", "river"]
+    words = f"{MEDICAL} the a of and water river".split()
     return [" ".join(rng.choices(words, k=20)) + "." for _ in range(60)]
 
 
@@ -97,7 +98,7 @@ def test_merges_are_those_a_plain_count_chooses(bpe, texts):
     while len(expected) < 15:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, tokens in split.items():
-            for pair in zip(tokens, tokens[1:], strict=False):
+            for pair in pairwise(tokens):
                 pairs[pair] += words[word]
         allowed = [p for p in pairs if "".join(p) not in known and pairs[p] >= LEAST]
         best = min(allowed, key=lambda p: (-pairs[p], p))

@@ -129,10 +129,9 @@ def test_wrong_direction_of_a_bundle(bundles: Path, bpe: Tokenizer) -> None:
 
 
 def test_wrong_phase(bundles: Path, bpe: Tokenizer) -> None:
-    module = tiny.pretrain(MaskedLM(), backbone=None, init_from=str(bundles / "classification"))
-    said = refusal(module, corpus(bpe))
-    assert "is a finetune bundle, PretrainModule starts from pretrain bundles" in said
     other = change(bundles / "masked", "phase", to="adapter")
+    said = refusal(tiny.pretrain(MaskedLM(), backbone=None, init_from=other), corpus(bpe))
+    assert "is a adapter bundle, PretrainModule starts from pretrain or finetune bundles" in said
     said = refusal(tiny.finetune(init_from=other), examples(bpe))
     assert "is a adapter bundle, FinetuneModule starts from pretrain or finetune bundles" in said
 
@@ -153,9 +152,10 @@ def test_no_mask_token(bpe: Tokenizer) -> None:
 
 
 def test_all_problems_at_once(bundles: Path, wordpiece: Tokenizer) -> None:
-    module = tiny.pretrain(CausalLM(), backbone=None, init_from=str(bundles / "classification"))
+    other = change(bundles / "masked", "phase", to="other")
+    module = tiny.pretrain(CausalLM(), backbone=None, init_from=other)
     said = refusal(module, corpus(wordpiece, length=64))
-    for part in ("fingerprint", "finetune bundle", "data.length is 64", "backbone.causal true"):
+    for part in ("fingerprint", "other bundle", "data.length is 64", "backbone.causal true"):
         assert part in said
 
 
