@@ -24,7 +24,7 @@ class Transformer(Backbone):
         self.config = config
         self.dim, self.vocab_size = config.dim, vocab_size
         self.max_length, self.causal = config.max_length, config.causal
-        self.norm_eps, self.bias = config.norm_eps, config.bias
+        self.norm_eps, self.bias, self.tied = config.norm_eps, config.bias, config.tie_embeddings
         self.key_shape = config.key_heads, config.head_width
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.position: nn.Embedding | None = None

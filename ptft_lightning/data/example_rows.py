@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ptft_lightning.data.batch import Batch, build_batch, hash_rows
-from ptft_lightning.data.examples import Columns, Encoded, Example
+from ptft_lightning.data.examples import Columns, Encoded, Example, documents_of
 from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.packing import Ids, best_fit
 from ptft_lightning.data.sample_order import Order
@@ -92,10 +92,11 @@ class ExampleDataset(Dataset[Batch]):
             self.examples[i] if n >= 0 else empty
             for i, n in zip(at.tolist(), slots.numbers.tolist(), strict=True)
         ]
+        read = documents_of(chosen)
         tokens, documents, segments, rows, starts = pack_examples(
-            chosen, self.length, self.pad, self.reserved
+            read, self.length, self.pad, self.reserved
         )
-        targets = self.encoder.targets(chosen, rows, starts)
+        targets = self.encoder.targets(read, rows, starts)
         if self.states is not None:
             numbers = np.where(slots.numbers >= 0, at, -1)
             targets["hidden"] = self.states(numbers, rows, starts, tokens.shape)
@@ -152,7 +153,7 @@ def _hash_examples(chosen: list[Encoded]) -> Ids:
     return np.concatenate(
         [
             hash_rows(
-                [np.array([[*e.tokens, -1, *e.segments]])]
+                [np.array([[*d.tokens, -1, *d.segments]]) for d in (e, *e.also)]
                 + [np.array(e.targets[k]).reshape(1, -1) for k in sorted(e.targets)]
             )
             for e in chosen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -150,13 +150,16 @@ def shard(net: Net, mesh: Any) -> None:
     register_fsdp_forward_method(net, "lend")
 
 
-def whole_state(net: Net) -> dict[str, Tensor]:
-    """Every tensor of the net under its plain name, on the CPU; all ranks must call it.
+def whole_state(net: Net, but: Container[str] = ()) -> dict[str, Tensor]:
+    """Every tensor of the net under its plain name, on the CPU; all ranks must call it. Those that
+    `but` names are left out.
 
     Sharded tensors are gathered one at a time; only rank 0's result is meant to be used.
     """
     state = {}
     for name, tensor in net.state_dict().items():
+        if name in but:
+            continue
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         state[name] = whole.detach().cpu()
     return state

@@ -37,6 +37,7 @@ def reproduce(trainer: L.Trainer, module: FinetuneModule, run_dir: Path) -> None
         tuning=type(module.tuning)(**tuning["config"]),
         optimizer=module.optimizer_config,
         seed=module.seed,
+        base=module.base,
     )
     trainer.loggers, cast(Any, trainer).callbacks = [], []  # they belong to the fit
     datamodule: Any = module.data

@@ -25,6 +25,19 @@ def spans_of(packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
     return {"row": rows, "start": starts, "end": starts + lengths}
 
 
+def pool(hidden: Tensor, at: dict[str, Tensor], pooling: Pooling) -> Tensor:
+    """(B, T, dim) hidden states -> (..., dim), one vector for each row, start and end in `at`."""
+    row, start, end = at["row"], at["start"], at["end"]
+    if pooling == "first":
+        return hidden[row, start]
+    if pooling == "last":
+        return hidden[row, end - 1]
+    # Sums over stretches as differences of running sums, in float32.
+    running = F.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
+    mean = (running[row, end] - running[row, start]) / (end - start)[..., None]
+    return mean.to(hidden.dtype)
+
+
 class PooledHead(TaskHead):
     """Pool each example's hidden states, then one linear layer; a task adds its loss."""
 
@@ -34,7 +47,7 @@ class PooledHead(TaskHead):
         super().__init__()
         if not 0 <= dropout < 1:
             raise UserError(f"task.dropout is {dropout}: give a probability from 0 to below 1")
-        self.pooling = "mean" if pooling == "auto" else pooling
+        self.pooling: Pooling = "mean" if pooling == "auto" else pooling
         self.query = nn.Linear(dim, 1, bias=False) if pooling == "attention" else None
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(dim, outputs, bias=bias)
@@ -50,17 +63,9 @@ class PooledHead(TaskHead):
         return pooled
 
     def _pool(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
-        row, start, end = at["row"], at["start"], at["end"]
-        if self.pooling == "first":
-            return hidden[row, start]
-        if self.pooling == "last":
-            return hidden[row, end - 1]
-        if self.query is not None:
-            return _attend(self.query(hidden), hidden, row, start, end)
-        # Sums over stretches as differences of running sums, in float32.
-        running = F.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
-        mean = (running[row, end] - running[row, start]) / (end - start)[:, None]
-        return mean.to(hidden.dtype)
+        if self.query is None:
+            return pool(hidden, at, self.pooling)
+        return _attend(self.query(hidden), hidden, at["row"], at["start"], at["end"])
 
 
 def _attend(scores: Tensor, hidden: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -26,9 +26,21 @@ class Tuning:
         """Plain values that rebuild it, for the bundle."""
         return {}
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """Its name and config."""
+        return {"name": self.name, "config": self.config()}
+
     def apply(self, backbone: Backbone) -> None:
         """Decide which parameters of the backbone train; it may get further ones."""
         raise NotImplementedError
+
+    def adds(self, name: str) -> bool:
+        """Whether the net's parameter `name` is one of its own, which no other tuning has."""
+        return name.startswith("reader.")
+
+    def settle(self, backbone: Backbone) -> None:
+        """A last change, once the parameters have their values."""
 
     def build_reader(self, backbone: Backbone) -> Reader | None:
         """What stands between batch and backbone, with parameters of its own; None: nothing."""
