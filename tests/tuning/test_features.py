@@ -185,12 +185,12 @@ def test_stored_states_travel_by_name(tmp_path: Path) -> None:
     """To workers that are spawned; a map would travel as its content."""
     array = np.arange(7 * 3, dtype=np.float32).reshape(7, 3)
     np.save(tmp_path / "a.npy", array)
-    stored = features.StoredStates(tmp_path / "a.npy", np.array([2, 4, 1]))
+    stored = features.StoredStates(tmp_path / "a.npy", np.array([2, 4, 1]), np.array([1, 2]))
     assert stored.array.shape == (7, 3)
     sent = pickle.dumps(stored.place)
     assert len(sent) < 1000
     placed = pickle.loads(sent)(
-        np.array([1, -1, 2, 0]), np.array([1, 0, 0, 0]), np.array([0, 0, 3, 1]), (2, 5)
+        np.array([1, -1, 0]), np.array([1, 0, 0, 0]), np.array([0, 3, 0, 1]), (2, 5)
     )
     wanted = np.zeros((2, 5, 3), np.float32)
     wanted[1, :4], wanted[0, 3], wanted[0, 1:3] = array[2:6], array[6], array[:2]
