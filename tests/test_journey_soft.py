@@ -65,14 +65,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, base: Path, files: Path) -> d
 
 
 @tunings
-def test_a_bundle_alone_tests_and_predicts_as_its_run(name, runs, files, tmp_path):
+def test_a_bundle_alone_tests_and_predicts_as_its_run(name, runs, base, files, tmp_path):
     shutil.copytree(runs[name] / "bundle", tmp_path / "moved")
     test = str(files / "test.jsonl")
     measured, lines = [], []
     for directory in (runs[name], tmp_path / "moved"):
-        tested = done(["test", "--run_dir", str(directory), "--data.test", test])
-        measured.append(json.loads(tested.out))
-        given = {"run_dir": str(directory), "data.predict": test}
+        given = {"run_dir": str(directory), "model.base": str(base)}
+        measured.append(json.loads(done(words("test", given | {"data.test": test})).out))
+        given["data.predict"] = test
         done(words("predict", given | {"output": str(tmp_path / "out.jsonl")}))
         lines.append(read_json_lines((tmp_path / "out.jsonl").read_text()))
     # Moved, it knows nothing of the run's micro-batches.
@@ -102,7 +102,7 @@ def test_a_resumed_run_is_the_undisturbed_one(name, runs, base, files, tmp_path)
 
 def test_two_ranks_keep_features_together(base, files, tmp_path):
     """Each writes its share, an uneven one; training on them is that of one process without."""
-    more = {"model.task.dropout": 0.0, "data.audit": None}
+    more = {"model.task.dropout": 0.0, "data.audit": None, "trainer.max_epochs": 1}
 
     def fit(name: str, **changes: Any) -> list[str]:
         return words("fit", options("features", tmp_path / name, base, files) | more | changes)
@@ -114,7 +114,7 @@ def test_two_ranks_keep_features_together(base, files, tmp_path):
     done(fit("one", **{"model.tuning.cache": False}))
     wanted = read_metrics(tmp_path / "one")
     for name, process in zip(("ddp", "fsdp2"), two, strict=True):
-        run = finish(process)
+        run = finish(process, timeout=240)
         assert run.code == 0, run.err
         assert len(list((tmp_path / name / "features").iterdir())) == 2
         rows = read_metrics(tmp_path / name)
