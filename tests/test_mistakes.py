@@ -661,7 +661,7 @@ PHASE_TWO: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"data.unknown_labels": "ignore"},
         ("data.unknown_labels is 'ignore'", "'stop', 'skip'"),
     ),
-    "unknown tuning": ({"model.tuning": "Prompt"}, ("model.tuning is 'Prompt'", "Frozen or Full")),
+    "unknown tuning": ({"model.tuning": "Prompt"}, ("model.tuning is 'Prompt'", "'PromptTuning'?")),
     "a checkpoint of phase one": (
         {"ckpt_path": "{}/one/checkpoints/step=00000002.ckpt"},
         ("pretrain checkpoint", "--model.init_from"),

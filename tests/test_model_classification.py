@@ -60,7 +60,13 @@ def test_matthews_of_two_classes_equals_sklearn(truths: list[int], guesses: list
     assert float(metrics.compute()["mcc"]) == pytest.approx(wanted, abs=1e-12)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def attend(head: ClassificationHead, hidden: torch.Tensor) -> torch.Tensor:
+    """(tokens, dim) of one example -> (dim,)."""
+    assert head.query is not None
+    return (hidden @ head.query.weight[0]).softmax(0) @ hidden
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last", "attention"])
 def test_pooling_reads_its_example_alone(pooling: str) -> None:
     torch.manual_seed(0)
     head = ClassificationHead(8, 3, pooling, dropout=0.0)
@@ -70,7 +76,12 @@ def test_pooling_reads_its_example_alone(pooling: str) -> None:
     targets = {"row": row, "start": start, "end": end, "label": np.array([0, 2, IGNORE, 1])}
     documents = np.ones((2, 10), np.int64)
     output = head(hidden, build_batch(documents, documents, np.arange(4), targets, 4))
-    pick = {"mean": lambda h: h.mean(0), "first": lambda h: h[0], "last": lambda h: h[-1]}[pooling]
+    pick = {
+        "mean": lambda h: h.mean(0),
+        "first": lambda h: h[0],
+        "last": lambda h: h[-1],
+        "attention": lambda h: attend(head, h),
+    }[pooling]
     wanted = torch.stack([head.classifier(pick(hidden[r, s:e])) for r, s, e in spans])
     assert output.scores is not None
     torch.testing.assert_close(output.scores, wanted)

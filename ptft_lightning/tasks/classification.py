@@ -35,7 +35,8 @@ class Classification(Task):
     nor smoothing.
 
     Args:
-        pooling: How the hidden states of an example become one vector; `auto` is the mean.
+        pooling: How the hidden states of an example become one vector; `auto` is the mean,
+            `attention` a mean weighted by a trained query.
         dropout: Probability on that vector, in training.
         class_weights: What an example of a class counts in the training loss: `balanced` (examples
             / (classes x examples of the class), as in scikit-learn), a mapping from labels (others

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.tasks.base import TaskHead
 from ptft_lightning.tasks.contrast import contrast
-from ptft_lightning.tasks.pooling import Pooling, pool
+from ptft_lightning.tasks.pooling import Untrained, pool
 from ptft_lightning.terms import IGNORE, Output, Term
 
 Loss = Literal["contrastive", "cosine", "softmax"]
@@ -25,7 +25,7 @@ class MatchingHead(TaskHead):
         dim: int,
         classes: int,
         loss: Loss,
-        pooling: Pooling,
+        pooling: Untrained,
         span: tuple[float, float],
         temperature: float,
         symmetric: bool,

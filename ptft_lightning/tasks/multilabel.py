@@ -28,7 +28,8 @@ class MultiLabel(Task):
     The label column holds a JSON list, or text that `data.columns.separator` cuts.
 
     Args:
-        pooling: How the hidden states of an example become one vector; `auto` is the mean.
+        pooling: How the hidden states of an example become one vector; `auto` is the mean,
+            `attention` a mean weighted by a trained query.
         dropout: Probability on that vector, in training.
         threshold: Labels more likely than this are predicted; kept in the bundle.
         monitor: The validation metric that decides which bundle is best.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ptft_lightning.data.packing import Ids
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import TaskHead
 
+Untrained = Literal["auto", "mean", "first", "last"]
 Pooling = Literal["auto", "mean", "first", "last", "attention"]
 
 
@@ -25,7 +26,7 @@ def spans_of(packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
     return {"row": rows, "start": starts, "end": starts + lengths}
 
 
-def pool(hidden: Tensor, at: dict[str, Tensor], pooling: Pooling) -> Tensor:
+def pool(hidden: Tensor, at: dict[str, Tensor], pooling: Untrained) -> Tensor:
     """(B, T, dim) hidden states -> (..., dim), one vector for each row, start and end in `at`."""
     row, start, end = at["row"], at["start"], at["end"]
     if pooling == "first":
@@ -63,9 +64,9 @@ class PooledHead(TaskHead):
         return pooled
 
     def _pool(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
-        if self.query is None:
-            return pool(hidden, at, self.pooling)
-        return _attend(self.query(hidden), hidden, at["row"], at["start"], at["end"])
+        if self.query is not None:
+            return _attend(self.query(hidden), hidden, at["row"], at["start"], at["end"])
+        return pool(hidden, at, cast(Untrained, self.pooling))
 
 
 def _attend(scores: Tensor, hidden: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class Regression(Task):
     the usual learning rates fit.
 
     Args:
-        pooling: How the hidden states of an example become one vector; `auto` is the mean.
+        pooling: How the hidden states of an example become one vector; `auto` is the mean,
+            `attention` a mean weighted by a trained query.
         dropout: Probability on that vector, in training.
         center: What the head's 0 means.
         scale: What the head's 1 is beyond the center.

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ptft_lightning.data.batch import Batch, build_batch
 from ptft_lightning.data.example_rows import ExampleDataset, pack_examples
-from ptft_lightning.data.examples import Encoded
+from ptft_lightning.data.examples import Encoded, documents_of
 from ptft_lightning.data.module import say
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.steps import PassSampler
@@ -39,15 +39,21 @@ STALE_S = 3600.0  # a temporary file that nobody wrote to for so long is of a ru
 
 
 class StoredStates:
-    """The states of a set of examples, memory-mapped."""
+    """The states of a set of examples, memory-mapped.
 
-    def __init__(self, file: Path, lengths: Ids) -> None:
-        self.file, self.lengths = file, lengths
-        self.ends = np.cumsum(lengths)
+    Args:
+        file: Where they are.
+        lengths: Tokens of each document.
+        counts: Documents of each example.
+    """
 
-    def __reduce__(self) -> tuple[type[StoredStates], tuple[Path, Ids]]:
+    def __init__(self, file: Path, lengths: Ids, counts: Ids) -> None:
+        self.file, self.lengths, self.counts = file, lengths, counts
+        self.ends, self.last = np.cumsum(lengths), np.cumsum(counts)
+
+    def __reduce__(self) -> tuple[type[StoredStates], tuple[Path, Ids, Ids]]:
         """Pickled (for spawned workers) by name: a memory map would travel as its content."""
-        return StoredStates, (self.file, self.lengths)
+        return StoredStates, (self.file, self.lengths, self.counts)
 
     @cached_property
     def array(self) -> npt.NDArray[Any]:
@@ -58,15 +64,20 @@ class StoredStates:
     def place(
         self, numbers: Ids, rows: Ids, starts: Ids, shape: tuple[int, ...]
     ) -> npt.NDArray[Any]:
-        """(B, T, ...) states of a batch of examples, number -1 for none, where their tokens are."""
+        """(B, T, ...) states of a batch of examples, -1 for none, where their documents begin: (D,)
+        rows and starts, of a -1, too."""
         states = np.zeros((*shape, *self.array.shape[1:]), self.array.dtype)
-        for number, row, start in zip(
-            numbers.tolist(), rows.tolist(), starts.tolist(), strict=True
-        ):
-            if number >= 0:
-                end, length = self.ends[number], self.lengths[number]
+        documents = [d for n in numbers.tolist() for d in self._documents(n)]
+        for document, row, start in zip(documents, rows.tolist(), starts.tolist(), strict=True):
+            if document >= 0:
+                end, length = self.ends[document], self.lengths[document]
                 states[row, start : start + length] = self.array[end - length : end]
         return states
+
+    def _documents(self, number: int) -> range | tuple[int]:
+        if number < 0:
+            return (-1,)
+        return range(self.last[number] - self.counts[number], self.last[number])
 
 
 def store_features(module: Any, place: Path, dtype: str, limit_gb: float) -> None:
@@ -84,8 +95,9 @@ def store_features(module: Any, place: Path, dtype: str, limit_gb: float) -> Non
             dataset: ExampleDataset = data.datasets[split]
             # Validation's are exact: metrics must be those of the bundle, which keeps no states.
             kind = dtype if split == "train" else "float32"
-            path = place / f"{_fingerprint(module, dataset.examples, kind)}.npy"
-            lengths = np.array([len(e.tokens) for e in dataset.examples], np.int64)
+            documents = documents_of(dataset.examples)
+            path = place / f"{_fingerprint(module, documents, kind)}.npy"
+            lengths = np.array([len(d.tokens) for d in documents], np.int64)
             files[split] = _FeatureFile(path, lengths, widths, np.dtype(kind))
     missing = [split for split, file in files.items() if not file.is_whole()]
     missing = module.trainer.strategy.broadcast(missing)  # rank 0's view decides
@@ -100,7 +112,8 @@ def store_features(module: Any, place: Path, dtype: str, limit_gb: float) -> Non
             _write(module, split, file)
         said = "kept in" if split in missing else "read from"
         say(f"features: {split}, {file.bytes / 1e6:.1f} MB {said} '{file.path}'")
-        data.datasets[split].states = StoredStates(file.path, file.lengths).place
+        counts = np.array([1 + len(e.also) for e in data.datasets[split].examples], np.int64)
+        data.datasets[split].states = StoredStates(file.path, file.lengths, counts).place
 
 
 class _FeatureFile:
@@ -128,14 +141,15 @@ class _FeatureFile:
         return int(made.offset)
 
 
-def _fingerprint(module: Any, examples: list[Encoded], dtype: str) -> str:
+def _fingerprint(module: Any, documents: list[Encoded], dtype: str) -> str:
     """Of everything that decides the values."""
     bundle = None if module.from_scratch else module.bundle
     model = [module.bundle_config()["backbone"], module.seed] if bundle is None else bundle.hash
     settings = [model, module.net.reader.mix, dtype, str(module.trainer.precision)]
     digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=12)
-    for example in examples:
-        digest.update(np.array([len(example.tokens), *example.tokens, *example.segments]).tobytes())
+    for document in documents:
+        content = [len(document.tokens), *document.tokens, *document.segments]
+        digest.update(np.array(content, np.int64).tobytes())
     return digest.hexdigest()
 
 
@@ -175,16 +189,16 @@ def _write(module: Any, split: str, file: _FeatureFile) -> None:
 
 
 def _write_share(module: Any, split: str, file: _FeatureFile, path: Path, begin: int) -> None:
-    trainer, at = module.trainer, None
-    ends = np.cumsum(file.lengths)
+    trainer, dataset, begun = module.trainer, module.data.datasets[split], False
     # Written as bytes, not through a memory map, which dies on a full disk without a word.
     with open(path, "r+b") as stream, _progress(trainer, split, file.bytes) as advance:
-        for numbers, states in _read(module, module.data.datasets[split]):
+        for numbers, states in _read(module, dataset):
             if not len(numbers):
                 continue
-            if at is None:
-                at = int(ends[numbers[0]] - file.lengths[numbers[0]])
-                stream.seek(begin + at * file.token_bytes)
+            if not begun:  # what follows goes on from here
+                before = documents_of(dataset.examples[: numbers[0]])
+                stream.seek(begin + sum(len(d.tokens) for d in before) * file.token_bytes)
+                begun = True
             with np.errstate(over="ignore"):
                 kept = states.float().cpu().numpy().astype(file.dtype)
             if not np.isfinite(kept).all():
@@ -215,7 +229,7 @@ def _read(module: Any, dataset: ExampleDataset) -> Iterator[tuple[Ids, Tensor]]:
     net.backbone.eval()
     for slots in sampler:
         numbers = slots.numbers[slots.numbers >= 0]
-        chosen = [dataset.examples[n] for n in numbers.tolist()]
+        chosen = documents_of([dataset.examples[n] for n in numbers.tolist()])
         tokens, documents, segments, rows, starts = pack_examples(
             chosen, dataset.length, dataset.pad
         )

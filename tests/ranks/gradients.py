@@ -33,12 +33,16 @@ from ptft_lightning.tasks.classification import Classification
 from ptft_lightning.tasks.multilabel import MultiLabel
 from ptft_lightning.tasks.regression import Regression
 from ptft_lightning.terms import IGNORE, Output, Term
+from ptft_lightning.tuning.base import Tuning
 from ptft_lightning.tuning.frozen import Frozen
+from ptft_lightning.tuning.prefix import PrefixTuning
+from ptft_lightning.tuning.prompt import PromptTuning
 
 GLOBAL = 7  # no number of ranks or micro-batches divides it
 CASES = (
     *("causal", "masked", "per_example", "two_terms", "classification", "frozen"),
     *("weighted", "multilabel", "regression"),
+    *("prompt", "prefix", "mix"),
 )
 TASKS = {
     "classification": Classification(dropout=0.0),
@@ -48,6 +52,15 @@ TASKS = {
     ),
     "multilabel": MultiLabel(dropout=0.0),
     "regression": Regression(dropout=0.0, center=4.0, scale=3.0),
+    "prompt": Classification(dropout=0.0, pooling="attention"),
+    "prefix": Classification(dropout=0.0),
+    "mix": Classification(dropout=0.0),
+}
+TUNINGS: dict[str, Tuning] = {
+    "frozen": Frozen(),
+    "prompt": PromptTuning(3),
+    "prefix": PrefixTuning(3),
+    "mix": Frozen(mix=True),
 }
 
 
@@ -96,8 +109,7 @@ def one_step(
     """Gradient, reported loss and gradient norm of the first step; examples in rows of `row`."""
     sizes = {"global_batch_size": GLOBAL, "micro_batch_size": micro}
     if case in TASKS:
-        tuning = Frozen() if case == "frozen" else None
-        module: Any = tiny.finetune(task=TASKS[case], tuning=tuning)
+        module: Any = tiny.finetune(task=TASKS[case], tuning=TUNINGS.get(case))
         sizes["max_length"] = row
         columns = Columns(label="number" if case == "regression" else "label")
         places = (Path(setup["examples"]), Path(setup["tokenizer"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import time
@@ -15,8 +16,10 @@ from ranks import tiny
 from tuning.conftest import rows_of
 
 from ptft_lightning.backbones.transformer import Transformer
+from ptft_lightning.data.examples import Columns
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.matching import Matching
 from ptft_lightning.tuning import features
 from ptft_lightning.tuning.frozen import Frozen
 
@@ -31,7 +34,8 @@ class Run:
         self, base: Path, file: Path, tuning: Frozen, steps: int = 8, **changes: Any
     ) -> None:
         self.calls = 0
-        module: Any = tiny.finetune(init_from=str(base), tuning=tuning)
+        task = changes.pop("task", Classification(dropout=0.0))
+        module: Any = tiny.finetune(init_from=str(base), tuning=tuning, task=task)
         whole = Transformer.forward
 
         def counted(backbone: Transformer, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -73,6 +77,18 @@ def test_training_is_the_same_without_the_backbone(
     assert kept.calls == sum(-(-count // 4) for count in sets)
     assert plain.calls == 8 * 2 + 2 * -(-sets[1] // 4)
     assert len(named(tmp_path)) == 2
+
+
+def test_examples_of_two_texts_read_apart(base: Path, tmp_path: Path) -> None:
+    rows = [{"text": "river stone " * (i % 4 + 1), "second": "bread " * (i % 3)} for i in range(23)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = Columns(text="text", pair="second")
+    plain = Run(base, file, Frozen(mix=True), task=Matching(), columns=columns)
+    cache = Frozen(cache=str(tmp_path / "kept"), mix=True)
+    kept = Run(base, file, cache, task=Matching(), columns=columns)
+    assert kept.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert kept.calls < plain.calls
 
 
 @mixes
@@ -185,12 +201,12 @@ def test_stored_states_travel_by_name(tmp_path: Path) -> None:
     """To workers that are spawned; a map would travel as its content."""
     array = np.arange(7 * 3, dtype=np.float32).reshape(7, 3)
     np.save(tmp_path / "a.npy", array)
-    stored = features.StoredStates(tmp_path / "a.npy", np.array([2, 4, 1]))
+    stored = features.StoredStates(tmp_path / "a.npy", np.array([2, 4, 1]), np.array([1, 2]))
     assert stored.array.shape == (7, 3)
     sent = pickle.dumps(stored.place)
     assert len(sent) < 1000
     placed = pickle.loads(sent)(
-        np.array([1, -1, 2, 0]), np.array([1, 0, 0, 0]), np.array([0, 0, 3, 1]), (2, 5)
+        np.array([1, -1, 0]), np.array([1, 0, 0, 0]), np.array([0, 3, 0, 1]), (2, 5)
     )
     wanted = np.zeros((2, 5, 3), np.float32)
     wanted[1, :4], wanted[0, 3], wanted[0, 1:3] = array[2:6], array[6], array[:2]
