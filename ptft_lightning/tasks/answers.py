@@ -121,12 +121,14 @@ def best_threshold(doubts: Sequence[float], gains: Sequence[float]) -> tuple[flo
         The smallest of the best thresholds, one of the doubts, or 1 below them where it is best
         to answer nothing; and the gain over answering nothing.
     """
+    if not len(doubts):
+        return 0.0, 0.0
     doubt, gain = np.asarray(doubts, float), np.asarray(gains, float)
     order = np.argsort(doubt, kind="stable")
     total = np.cumsum(gain[order])
     last = np.append(doubt[order][1:] != doubt[order][:-1], True)  # equal doubts stand together
     ends, sums = doubt[order][last], total[last]
-    if not len(sums) or sums.max() <= 0:
-        return (float(doubt.min()) - 1.0 if len(doubt) else 0.0), 0.0
     best = int(sums.argmax())
+    if sums[best] <= 0:
+        return float(doubt.min()) - 1, 0.0
     return float(ends[best]), float(sums[best])
