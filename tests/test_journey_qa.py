@@ -24,19 +24,22 @@ from faults.kit import (
 )
 from torchmetrics.text import SQuAD
 
+LONGER = {"max_length": 40, "dropout": 0.0}
 QA: dict[bool, dict[str, Any]] = {
-    False: {"class_path": "ExtractiveQA", "init_args": {"stride": 9, "squad_file": True}},
+    False: {"class_path": "ExtractiveQA", "init_args": {"stride": 15, "squad_file": True}},
     True: {"class_path": "ExtractiveQA", "init_args": {"unanswerable": True}},
 }
 
 
 def options(run_dir: Path, files: Path, bpe_path: Path, unanswerable: bool) -> dict[str, Any]:
     """Trained and validated on the same questions, so that there is something to learn."""
-    given = finetune(run_dir, run_dir, files, data__audit=None, trainer__max_epochs=40)
+    given = finetune(run_dir, run_dir, files, data__audit=None, trainer__max_epochs=30)
+    given |= {"data.global_batch_size": 16, "data.micro_batch_size": 16, "data.max_length": 40}
     given |= {"model.init_from": None, "data.tokenizer": str(bpe_path)}
-    given |= {"model.task": QA[unanswerable], "model.backbone": {**BACKBONE, "dropout": 0.0}}
+    given |= {"model.task": QA[unanswerable], "model.backbone": {**BACKBONE, **LONGER}}
     given |= {f"data.{split}": str(files / "test.json") for split in ("train", "test")}
-    given |= {"data.validation": str(files / "test.jsonl"), "trainer.val_check_interval": 50}
+    given |= {"data.validation": str(files / "test.jsonl"), "trainer.val_check_interval": 30}
+    given |= {"model.optimizer.lr": 6e-3}
     return given
 
 
@@ -76,7 +79,7 @@ def test_it_learns_and_answers_with_the_contexts_characters(runs, unanswerable):
             assert one["context"][answer["start"] : answer["end"]] == answer["answer"] != ""
         scores = [answer["score"] for answer in line["n_best"]]
         assert scores == sorted(scores, reverse=True)
-    assert right >= 20, "24 questions, seen 40 times"
+    assert right >= 14, "of 24 questions, seen 30 times; 6 would be chance"
 
 
 def test_measures_are_those_of_the_predictions(runs):

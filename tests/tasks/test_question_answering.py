@@ -312,7 +312,7 @@ def test_the_threshold_that_is_best_is_measured() -> None:
     got = task.judge([*examples], dict(enumerate(lines)))
     assert got["f1"] == pytest.approx(3 / 5)
     assert got["best_f1"] == pytest.approx((1 + 2 / 3 + 1 + 1) / 5)
-    assert got["best_f1_threshold"] == 0.5
+    assert got["best_f1_threshold"] == (0.5 + 2) / 2
     assert task.judge([], {})["best_f1"] == 0
 
 
