@@ -202,12 +202,13 @@ def _answer(given: Any, context: str) -> Answer:
 
 def _astray(text: str, start: int, context: str) -> str:
     """Where an answer is instead: most such files count bytes, or lost or gained a space."""
-    after, before = context.find(text, max(start, 0)), context.rfind(text, 0, max(start, 0))
+    at = max(start, 0)
+    after, before = context.find(text, at), context.rfind(text, 0, max(at + len(text) - 1, 0))
     places = [place for place in (before, after) if place >= 0]
     there = "which the context does not have"
     if places:
         there = f"the nearest one is at {min(places, key=lambda place: abs(place - start))}"
-    stands = _shown(context[max(start, 0) : max(start, 0) + len(text)])
+    stands = _shown(context[at : at + len(text)])
     return f"the answer {_shown(text)} is not at character {start}, where {stands} stands; {there}"
 
 

@@ -118,15 +118,19 @@ def best_threshold(doubts: Sequence[float], gains: Sequence[float]) -> tuple[flo
             nothing.
 
     Returns:
-        The smallest of the best thresholds, one of the doubts, or 1 below them where it is best
-        to answer nothing; and the gain over answering nothing.
+        The threshold, halfway between two doubts where there are some on both sides of it, else 1
+        beyond all of them; and the gain over answering nothing.
     """
+    if not len(doubts):
+        return 0.0, 0.0
     doubt, gain = np.asarray(doubts, float), np.asarray(gains, float)
     order = np.argsort(doubt, kind="stable")
     total = np.cumsum(gain[order])
     last = np.append(doubt[order][1:] != doubt[order][:-1], True)  # equal doubts stand together
     ends, sums = doubt[order][last], total[last]
-    if not len(sums) or sums.max() <= 0:
-        return (float(doubt.min()) - 1.0 if len(doubt) else 0.0), 0.0
     best = int(sums.argmax())
-    return float(ends[best]), float(sums[best])
+    if sums[best] <= 0:
+        return float(ends[0]) - 1, 0.0
+    following = ends[best + 1] if best + 1 < len(ends) else np.inf
+    threshold = (ends[best] + following) / 2 if np.isfinite(following) else ends[best] + 1
+    return float(threshold), float(sums[best])

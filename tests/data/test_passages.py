@@ -31,7 +31,7 @@ def test_passages_cover_the_document(corpus_documents: list[str]) -> None:
 def test_passages_end_with_sentences() -> None:
     document = 'He said "no." She left! 天气很好。我们走吧！\n\nA line\n \n'
     passages = [p.text for p in cut_passages("f", 1, document, 10)]
-    assert passages == ['He said "no." ', "She left! ", "天气很好。我们走吧！", "\n\nA line\n \n"]
+    assert passages == ['He said "no." ', "She left! ", "天气很好。我们走吧！", "\n\nA line\n"]
     assert [*cut_passages("f", 1, " \n \n", 10)] == []
 
 

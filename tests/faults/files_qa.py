@@ -30,12 +30,13 @@ def paragraph(rng: random.Random, number: str, facts: int, unanswerable: bool) -
         asked[1] = names[-1]
     questions = []
     for i, name in enumerate(asked):
-        answers = [dict(zip(("text", "answer_start"), places[name], strict=True))]
-        answers = answers if name in places else []
-        one: dict[str, Any] = {"id": f"{number}-{i}", "question": f"What sees the {name}?"}
-        one["answers"] = answers * rng.choice((1, 2)) if answers else []
+        one: dict[str, Any] = {"id": f"{number}-{i}", "question": f"What does the {name} see?"}
+        one["answers"] = []
+        if name in places:
+            text, start = places[name]
+            one["answers"] = [{"text": text, "answer_start": start}] * rng.choice((1, 2))
         if unanswerable:
-            one["is_impossible"] = not answers
+            one["is_impossible"] = name not in places
         questions.append(one)
     return {"context": context, "qas": questions}
 

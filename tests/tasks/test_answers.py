@@ -10,6 +10,7 @@ import pytest
 from torchmetrics.text import SQuAD
 
 from ptft_lightning.tasks.answers import (
+    Scored,
     best_threshold,
     chinese_units,
     compare,
@@ -21,7 +22,8 @@ WORDS = ("the", "a", "An", "Paris", "paris", "1,000", "don't", "U.S.", "a-b", "!
 
 
 def made(rng: random.Random) -> str:
-    return " ".join(rng.choices(WORDS, k=rng.randint(1, 4)))
+    """Some words, one of which is left when articles and punctuation are gone."""
+    return " ".join([*rng.choices(WORDS, k=rng.randint(0, 4)), rng.choice(("Paris", "9th"))])
 
 
 def test_squad_1_equals_torchmetrics() -> None:
@@ -39,6 +41,12 @@ def test_squad_1_equals_torchmetrics() -> None:
     wanted = {k: float(v) / 100 for k, v in reference.compute().items()}
     assert measures(answers, golds, "en", False) == pytest.approx(wanted)
     assert 0.1 < wanted["f1"] < 0.9
+
+
+def test_squad_1_shares_nothing_where_nothing_is_left() -> None:
+    """Its script's F1 of two answers that are articles alone is 0, unlike that of 2.0."""
+    assert compare("the", ["a"], "en", False) == Scored(exact=1, f1=0)
+    assert compare("the", ["a"], "en", True) == Scored(exact=1, f1=1)
 
 
 @pytest.mark.parametrize(
