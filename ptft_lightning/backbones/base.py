@@ -25,8 +25,10 @@ class Backbone(nn.Module):
         packs: whether several documents may share a row.
         layers: its repeated parts, the units of sharding, compiling and checkpointing.
         embedding: the token embedding, which heads may tie to.
+        key_shape: heads and width of a layer's keys and values.
         norm_eps: added under the root of its normalisations, and of those of heads.
         bias: whether its linear layers and norms have biases, and those of heads.
+        tied: whether it was pretrained under a head that projects by its embedding.
         recompute: whether each layer's activations are computed again in the backward pass.
     """
 
@@ -37,8 +39,10 @@ class Backbone(nn.Module):
     packs: bool
     layers: nn.ModuleList
     embedding: nn.Embedding
+    key_shape: tuple[int, int]
     norm_eps: float = 1e-5
     bias: bool = True
+    tied: bool = True
     recompute: bool = False
 
     def forward(

@@ -36,6 +36,10 @@ class Net(nn.Module):
             self.backbone.eval()
         return self
 
+    def lend(self, use: Callable[[Backbone], Tensor]) -> Tensor:
+        """Use the backbone outside a step; a sharded one is gathered for it, on all ranks."""
+        return use(self.backbone)
+
     def hidden(self, batch: Batch) -> Tensor:
         """(B, T, dim) hidden states of a batch."""
         out: Tensor = self.backbone(batch.tokens, batch.documents, batch.positions, batch.segments)
@@ -106,13 +110,21 @@ def fill(
         UserError: a stored value has another shape.
     """
     net.to_empty(device=device)
-    new = []
+    new, shapes = [], {name: parameter.shape for name, parameter in net.named_parameters()}
+    reader: Reader | None = getattr(net, "reader", None)
+
+    def value_of(name: str) -> Tensor:
+        found = stored(name)
+        if found is not None:
+            return found
+        return initial_value(name, shapes[name], len(net.backbone.layers), seed)
+
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             value = stored(name)
             if value is None:
                 new.append(name)
-                value = initial_value(name, parameter.shape, len(net.backbone.layers), seed)
+                value = reader.initial(name, value_of, seed) if reader else value_of(name)
             if value.shape != parameter.shape:
                 raise UserError(
                     f"tensor '{name}' has shape {tuple(value.shape)} in the bundle, the model "
@@ -130,11 +142,12 @@ def fill(
 
 def shard(net: Net, mesh: Any) -> None:
     """FSDP2: one wrap per layer, the net as the root (Zhao et al. 2023)."""
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for layer in net.backbone.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(net, mesh=mesh)
+    register_fsdp_forward_method(net, "lend")
 
 
 def whole_state(net: Net, but: Container[str] = ()) -> dict[str, Tensor]:

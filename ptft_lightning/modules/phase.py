@@ -103,6 +103,7 @@ class PhaseModule(L.LightningModule):
         if isinstance(strategy, ModelParallelStrategy):
             shard(self.net, whole_mesh(strategy, self.trainer.world_size))
         new = fill(self.net, strategy.root_device, self.stored, self.seed)
+        self.net.train()  # Lightning leaves modes as they are; a frozen backbone's is evaluation
         unused = self._unused(new)
         fixed = {name for name, p in self.net.named_parameters() if not p.requires_grad}
         self.untouched = fixed.difference(new)
@@ -295,7 +296,9 @@ class PhaseModule(L.LightningModule):
             "parameters": sum(p.numel() for p in self.net.parameters()),
             "seed": self.seed,
             "optimizer": self.optimizer_config.kind,
+            "lr": self.rate,
             "data": self.data.identity(),
+            "stores": self.data.places,
             "metrics": metrics,
             "versions": versions(),
             "parents": [parent_of(self.bundle)] if self.bundle is not None else [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ class Tuning:
     name: ClassVar[str]
     reserved: int = 0
     """Places kept free in front of every example, before packing."""
+    reads: str = ""
+    """How its reader reads, in a few words: a trained head goes on with the same alone."""
+    tolerance: float = 0.0
+    """How far, relatively, the metrics of a run may be from those of its bundle alone."""
 
     def config(self) -> dict[str, Any]:
         """Plain values that rebuild it, for the bundle."""
@@ -41,6 +46,9 @@ class Tuning:
         """What stands between batch and backbone, with parameters of its own; None: nothing."""
         return None
 
+    def before_fit(self, module: Any) -> None:
+        """Called on every rank with the FinetuneModule, whose net and examples are there."""
+
     def rate_factor(self, name: str, layers: int) -> float:
         """What the learning rate of the parameter `name` of a net of so many layers is multiplied
         with."""
@@ -53,3 +61,8 @@ class Reader(nn.Module):
     def forward(self, backbone: Backbone, batch: Batch) -> Tensor:
         """(B, T, dim) hidden states."""
         raise NotImplementedError
+
+    def initial(self, name: str, value_of: Callable[[str], Tensor], seed: int) -> Tensor:
+        """The value of a new parameter; `value_of(name)` is the usual one, or that of a loaded
+        parameter."""
+        return value_of(name)

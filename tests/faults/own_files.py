@@ -10,4 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {}
+from faults.files_qa import write_qa
+
+OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
+    "ExtractiveQA": (write_qa, False),
+}
