@@ -149,18 +149,8 @@ def as_start(bundle: Bundle, tuning: Mapping[str, Any]) -> Bundle:
 
 
 def plain(bundle: Bundle) -> Bundle:
-    """The bundle as a backbone and a head, for those who know no tunings.
-
-    Raises:
-        UserError: it was tuned in a way that a plain backbone cannot compute.
-    """
-    merged = as_start(bundle, FULL)
-    if any(name.startswith("reader.") for name in merged.names()):
-        raise UserError(
-            f"the bundle '{bundle.path}' was tuned with '{bundle.config['tuning']['name']}', which "
-            "a plain model cannot compute: tune with LoRA, BitFit or Full instead"
-        )
-    return merged
+    """The bundle without low-rank adapters beside its weights."""
+    return as_start(bundle, FULL)
 
 
 def leave_to_base(

@@ -81,6 +81,8 @@ class _Adapters(Bundle):
         except Exception as error:  # safetensors has its own exception class for a broken file
             raise UserError(f"'{folder / TENSORS}' cannot be read: {error}") from error
         self.theirs = {name.removeprefix(ROOT): tensor for name, tensor in named.items()}
+        inside = any(name.startswith(self.family.prefix) for name in self.theirs)
+        self.prefix = self.family.prefix if inside else ""
         self.tensors: dict[str, Tensor] = {}
         self.path = str(folder)
         lora = self._adapters()
@@ -116,10 +118,7 @@ class _Adapters(Bundle):
     def _sources(self, name: str, head: str | None) -> tuple[str, ...]:
         """Their names of a tensor: as in a model with a head, or as in a bare one."""
         tied = bool(self.base.config["backbone"]["config"]["tie_embeddings"])
-        named = self.family.sources(name, head, tied, self.family.prefix)
-        stems = {n.removesuffix(".weight") for n in named}
-        inside = any(n in self.theirs or n.rpartition(".lora_")[0] in stems for n in self.theirs)
-        return named if inside else self.family.sources(name, head, tied, "")
+        return self.family.sources(name, head, tied, self.prefix)
 
     def _adapters(self) -> LoRA:
         """Take the pairs; the LoRA that has them."""
@@ -141,13 +140,13 @@ class _Adapters(Bundle):
                 f"'{self.path}' has adapters of ranks {', '.join(map(str, ranks))}: only those of "
                 "one rank are read"
             )
-        scale = several[0][1]
+        scale, depth = several[0][1], self.base.config["backbone"]["config"]["depth"]
         for name, found in pairs.items():
             self.tensors[name + ADDED[0]] = torch.cat([pair[0] for pair, _ in found.values()])
             own = [pair[1] * (other / scale) for pair, other in found.values()]
             self.tensors[name + ADDED[1]] = torch.cat(own)
         dropout = float(self.settings.get("lora_dropout") or 0.0)
-        return LoRA(ranks[0], scale * ranks[0], dropout, targets=_targets(pairs))
+        return LoRA(ranks[0], scale * ranks[0], dropout, targets=_targets(pairs, depth))
 
     def _layer(self, name: str, rows: Mapping[str, int]) -> dict[str, tuple[Pair, float]]:
         """The pair and scale of each part of a layer that has one."""
@@ -208,15 +207,14 @@ def _apart(a: Tensor, b: Tensor, rows: Mapping[str, int]) -> dict[str, Pair]:
     return {part: (a, below[part]) for part in rows}
 
 
-def _targets(pairs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Patterns that choose just these parts."""
-    layers = {name.split(".")[2] for name in pairs}
+def _targets(pairs: Mapping[str, Mapping[str, Any]], depth: int) -> list[str]:
+    """Patterns that choose just these parts of a backbone of so many layers."""
     chosen: dict[str, list[str]] = {}
     for name, found in pairs.items():
         for part in found:
             path = f"{name.removeprefix(BODY).rpartition('.')[0]}.{part}"
             chosen.setdefault(part, []).append(path)
-    whole = {part for part, paths in chosen.items() if len(paths) == len(layers)}
+    whole = {part for part, paths in chosen.items() if len(paths) == depth}
     return [p for part, paths in chosen.items() for p in ([part] if part in whole else paths)]
 
 

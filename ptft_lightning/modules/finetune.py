@@ -132,7 +132,8 @@ class FinetuneModule(PhaseModule):
         """Backbone from the bundle; the head too when the bundle is of phase two."""
         if self.bundle is None or self.from_scratch:
             return None
-        own = self.bundle.config["head"]["name"] == self.task.goes_on_from
+        goes_on, had = self.task.goes_on_from, self.bundle.config["head"]["name"]
+        own = goes_on is not None and goes_on == had
         head = self._tuned_bundle or self.task.zero_shot or own
         if not (name.startswith("backbone.") or head):
             return None

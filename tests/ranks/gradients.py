@@ -33,22 +33,37 @@ from ptft_lightning.tasks.classification import Classification
 from ptft_lightning.tasks.multilabel import MultiLabel
 from ptft_lightning.tasks.regression import Regression
 from ptft_lightning.terms import IGNORE, Output, Term
+from ptft_lightning.tuning.base import Tuning
 from ptft_lightning.tuning.frozen import Frozen
+from ptft_lightning.tuning.lora import LoRA, LoraLinear
 
 GLOBAL = 7  # no number of ranks or micro-batches divides it
 CASES = (
     *("causal", "masked", "per_example", "two_terms", "classification", "frozen"),
-    *("weighted", "multilabel", "regression"),
+    *("weighted", "multilabel", "regression", "lora"),
 )
 TASKS = {
     "classification": Classification(dropout=0.0),
     "frozen": Classification(dropout=0.0),
+    "lora": Classification(dropout=0.0),
     "weighted": Classification(
         dropout=0.0, class_weights={"left": 3.0, "up": 0.25}, label_smoothing=0.1
     ),
     "multilabel": MultiLabel(dropout=0.0),
     "regression": Regression(dropout=0.0, center=4.0, scale=3.0),
 }
+
+
+class Begun(LoRA):
+    """Adapters whose B is not zero, so that their A has a gradient."""
+
+    def settle(self, backbone: Backbone) -> None:
+        for layer in backbone.modules():
+            if isinstance(layer, LoraLinear):
+                nn.init.constant_(layer.lora_b, 0.05)
+
+
+TUNINGS: dict[str, Tuning] = {"frozen": Frozen(), "lora": Begun(rank=3, targets=["query", "up"])}
 
 
 class MaskedAndLong(MaskedLM):
@@ -96,8 +111,7 @@ def one_step(
     """Gradient, reported loss and gradient norm of the first step; examples in rows of `row`."""
     sizes = {"global_batch_size": GLOBAL, "micro_batch_size": micro}
     if case in TASKS:
-        tuning = Frozen() if case == "frozen" else None
-        module: Any = tiny.finetune(task=TASKS[case], tuning=tuning)
+        module: Any = tiny.finetune(task=TASKS[case], tuning=TUNINGS.get(case))
         sizes["max_length"] = row
         columns = Columns(label="number" if case == "regression" else "label")
         places = (Path(setup["examples"]), Path(setup["tokenizer"]))
