@@ -34,7 +34,7 @@ TASKS = {
 # Their layers with adapters: those of a fused one, those of separate ones, some of the layers.
 TARGETS: dict[str, dict[str, Any]] = {
     "bert": {"target_modules": ["query", "value"]},
-    "bert bare": {"target_modules": ["query", "key", "value", "dense"]},
+    "bert bare": {"target_modules": ["query", "key", "value", "output.dense"]},
     "bert classifier": {"target_modules": ["value"], "layers_to_transform": [1]},
     "roberta": {"target_modules": ["query", "intermediate.dense"]},
     "modernbert": {"target_modules": ["Wqkv", "Wi", "Wo"]},
