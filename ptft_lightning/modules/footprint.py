@@ -1,4 +1,4 @@
-"""What a fit costs beside the model: optimizer memory, the size of its bundle; one line each."""
+"""What a model is and what a fit of it costs: parameters, optimizer memory, the bundle's size."""
 
 from __future__ import annotations
 
@@ -20,8 +20,18 @@ def size(count: float) -> str:
     return f"{count:.3g} GB"
 
 
-def describe(module: PhaseModule) -> None:
-    """Say, before the first step, what the optimizer will hold and what the bundle will take."""
+def describe(module: PhaseModule, new: list[str], unused: list[str], fitting: bool) -> None:
+    """Say what the model is and where it comes from; before a fit also what the optimizer will
+    hold and what the bundle will take."""
+    total = sum(p.numel() for p in module.net.parameters())
+    trained = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
+    say(f"model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained")
+    if module.bundle is not None:
+        listed = {"new": new, "unused": unused}
+        parts = [f"{what}: {', '.join(names) or 'nothing'}" for what, names in listed.items()]
+        say(f"loaded from '{module.bundle.path}'; {'; '.join(parts)}")
+    if not fitting:
+        return
     kind = module.optimizer_config.kind
     say(f"optimizer: about {size(optimizer_bytes(module))} of {kind} state")
     left, _ = leave_to_base(module.bundle, module.untouched, Path())

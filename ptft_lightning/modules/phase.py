@@ -110,7 +110,9 @@ class PhaseModule(L.LightningModule):
         self.tuning.settle(self.net.backbone)
         self.built = True
         if self.trainer.is_global_zero:
-            self._report(new, unused)
+            from ptft_lightning.modules.footprint import describe  # a leaf
+
+            describe(self, new, unused, fitting=self.trainer.state.fn == TrainerFn.FITTING)
 
     def _unused(self, new: list[str]) -> list[str]:
         """The bundle's tensors that found no place; those of a loaded backbone must."""
@@ -125,19 +127,6 @@ class PhaseModule(L.LightningModule):
                 f"{', '.join(lost)}"
             )
         return unused
-
-    def _report(self, new: list[str], unused: list[str]) -> None:
-        total = sum(p.numel() for p in self.net.parameters())
-        trained = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
-        say(f"model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained")
-        if self.bundle is not None:
-            listed = {"new": new, "unused": unused}
-            parts = [f"{what}: {', '.join(names) or 'nothing'}" for what, names in listed.items()]
-            say(f"loaded from '{self.bundle.path}'; {'; '.join(parts)}")
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            from ptft_lightning.modules.footprint import describe  # a leaf
-
-            describe(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Fused, but not under a gradient scaler, which would unscale behind clipping."""
