@@ -13,15 +13,17 @@ from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle, replace_directory
+from ptft_lightning.interop.adapters import plain
 from ptft_lightning.interop.compare import compare_with_transformers
 from ptft_lightning.interop.families import find_family
 from ptft_lightning.interop.open import open_model
+from ptft_lightning.interop.peft import CONFIG, write_peft
 from ptft_lightning.interop.tensor_files import INDEX
 from ptft_lightning.interop.write import write_folder
 
 GB = 10**9
 WRITTEN = {
-    *("config.json", "generation_config.json", INDEX),
+    *("config.json", "generation_config.json", INDEX, CONFIG),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
 }
 
@@ -56,7 +58,8 @@ def export(
     _check_place(target, overwrite)
     if target == Path(init_from).resolve():
         raise UserError(f"--output '{output}' is --init_from: name another directory")
-    bundle = open_model(init_from)
+    opened = open_model(init_from, base)
+    bundle = plain(opened)
     chosen = find_family(bundle.config, bundle.tokenizer.pad, family)
     shape = TransformerConfig(**bundle.config["backbone"]["config"])
     if lost := chosen.lost_dropout(shape):
@@ -65,8 +68,12 @@ def export(
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write_folder(bundle, chosen, temporary, int(shard_gb * GB))
-        checked = _check(bundle, temporary)
+        if format == "peft":
+            write_peft(opened, chosen, temporary)
+            checked = "its adapters and head; load them onto their base with peft's PeftModel"
+        else:
+            write_folder(bundle, chosen, temporary, int(shard_gb * GB))
+            checked = _check(bundle, temporary)
         replace_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -86,7 +93,7 @@ def _is_export(folder: Path) -> bool:
     """Whether a folder holds what an export writes and nothing else."""
     names = {path.name for path in folder.iterdir()}
     others = {name for name in names - WRITTEN if not name.endswith(".safetensors")}
-    return "config.json" in names and not others
+    return bool(names & {"config.json", CONFIG}) and not others
 
 
 def _check(bundle: Bundle, folder: Path) -> str:

@@ -75,8 +75,8 @@ def _bundle(place: Path) -> dict[str, Any]:
     from ptft_lightning.interop.open import open_model
 
     bundle = open_model(place)
-    bundle = bundle.own if isinstance(bundle, AdapterBundle) else bundle
-    shapes = {name: list(bundle.tensor(name).shape) for name in sorted(bundle.names())}
+    own = bundle.own if isinstance(bundle, AdapterBundle) else bundle
+    shapes = {name: list(own.tensor(name).shape) for name in sorted(own.names())}
     return {
         "kind": f"{bundle.config['phase']} bundle",
         "path": bundle.path,

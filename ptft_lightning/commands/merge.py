@@ -10,7 +10,7 @@ from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import write_bundle
 from ptft_lightning.handoff.lineage import model_card
-from ptft_lightning.interop.adapters import FULL, as_start
+from ptft_lightning.interop.adapters import plain
 from ptft_lightning.interop.open import open_model
 from ptft_lightning.progress import ByteProgress
 
@@ -35,7 +35,7 @@ def merge(init_from: str, output: str, base: str | None = None, overwrite: bool 
             )
         if not (target / "lineage.json").is_file():
             raise UserError(f"--output '{output}' is no earlier bundle: name another directory")
-    bundle = as_start(open_model(init_from, base), FULL)
+    bundle = plain(open_model(init_from, base))
     if target.resolve() in (Path(init_from).resolve(), Path(bundle.path).resolve()):
         raise UserError(f"--output '{output}' is --init_from: name another directory")
     config = {key: value for key, value in bundle.config.items() if key not in ("base", "format")}

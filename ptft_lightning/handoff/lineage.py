@@ -41,6 +41,8 @@ def model_card(config: Mapping[str, Any], lineage: Mapping[str, Any]) -> str:
     ]
     if head.get("labels"):
         lines.append(f"- labels: {', '.join(head['labels'])}")
+    if base := config.get("base"):
+        lines.append(f"- holds what was trained; the rest is in {base['hash']} ({base['path']})")
     for parent in lineage["parents"]:
         lines.append(f"- made from the bundle {parent['hash']} ({parent['phase']})")
     lines += ["", "Data, seeds and versions: lineage.json."]

@@ -17,7 +17,7 @@ from ptft_lightning.tuning.lora import ADDED, LoRA, Parts, merge
 
 FULL = {"name": "full", "config": {}}
 BODY = "backbone."
-SHARED = (BODY, "reader.")  # what a base may give; a head is always a bundle's own
+SHARED: tuple[str, ...] = (BODY, "reader.")  # a head is a bundle's own
 SHAPING = ("rank", "alpha", "rank_stabilised", "targets")
 
 
@@ -31,7 +31,7 @@ class AdapterBundle(Bundle):
 
     def __init__(self, own: Bundle, elsewhere: str | None = None) -> None:
         super().__init__(own.path, own.config, "", own.lineage)
-        self.own, self.elsewhere = own, elsewhere
+        self.own, self.elsewhere, self.shared = own, elsewhere, SHARED
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -81,7 +81,7 @@ class AdapterBundle(Bundle):
 
     @cached_property
     def _names(self) -> dict[str, Bundle]:
-        shared = {name: self.base for name in self.base.names() if name.startswith(SHARED)}
+        shared = {name: self.base for name in self.base.names() if name.startswith(self.shared)}
         return shared | dict.fromkeys(self.own.names(), self.own)
 
     def names(self) -> list[str]:
@@ -149,18 +149,8 @@ def as_start(bundle: Bundle, tuning: Mapping[str, Any]) -> Bundle:
 
 
 def plain(bundle: Bundle) -> Bundle:
-    """The bundle as a backbone and a head, for those who know no tunings.
-
-    Raises:
-        UserError: it was tuned in a way that a plain backbone cannot compute.
-    """
-    merged = as_start(bundle, FULL)
-    if any(name.startswith("reader.") for name in merged.names()):
-        raise UserError(
-            f"the bundle '{bundle.path}' was tuned with '{bundle.config['tuning']['name']}', which "
-            "a plain model cannot compute: tune with LoRA, BitFit or Full instead"
-        )
-    return merged
+    """The bundle without low-rank adapters beside its weights."""
+    return as_start(bundle, FULL)
 
 
 def leave_to_base(

@@ -41,6 +41,10 @@ def open_model(path: str | Path, base: str | None = None) -> Bundle:
     folder = Path(path)
     if not folder.exists() and HUB_ID.fullmatch(str(path)) and not folder.parent.exists():
         folder = _fetch(str(path))
+    if (folder / "adapter_config.json").is_file():
+        from ptft_lightning.interop.peft_folder import open_peft
+
+        return open_peft(folder, base)
     if not is_huggingface(folder):
         own = open_bundle(path)
         return AdapterBundle(own, base) if "base" in own.config else own

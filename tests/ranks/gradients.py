@@ -35,18 +35,20 @@ from ptft_lightning.tasks.regression import Regression
 from ptft_lightning.terms import IGNORE, Output, Term
 from ptft_lightning.tuning.base import Tuning
 from ptft_lightning.tuning.frozen import Frozen
+from ptft_lightning.tuning.lora import LoRA, LoraLinear
 from ptft_lightning.tuning.prefix import PrefixTuning
 from ptft_lightning.tuning.prompt import PromptTuning
 
 GLOBAL = 7  # no number of ranks or micro-batches divides it
 CASES = (
     *("causal", "masked", "per_example", "two_terms", "classification", "frozen"),
-    *("weighted", "multilabel", "regression"),
+    *("weighted", "multilabel", "regression", "lora"),
     *("prompt", "prefix", "mix"),
 )
 TASKS = {
     "classification": Classification(dropout=0.0),
     "frozen": Classification(dropout=0.0),
+    "lora": Classification(dropout=0.0),
     "weighted": Classification(
         dropout=0.0, class_weights={"left": 3.0, "up": 0.25}, label_smoothing=0.1
     ),
@@ -62,6 +64,18 @@ TUNINGS: dict[str, Tuning] = {
     "prefix": PrefixTuning(3),
     "mix": Frozen(mix=True),
 }
+
+
+class Begun(LoRA):
+    """Adapters whose B is not zero, so that their A has a gradient."""
+
+    def settle(self, backbone: Backbone) -> None:
+        for layer in backbone.modules():
+            if isinstance(layer, LoraLinear):
+                nn.init.constant_(layer.lora_b, 0.05)
+
+
+TUNINGS: dict[str, Tuning] = {"frozen": Frozen(), "lora": Begun(rank=3, targets=["query", "up"])}
 
 
 class MaskedAndLong(MaskedLM):
