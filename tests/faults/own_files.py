@@ -10,4 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {}
+from faults.files_matching import write_gaps, write_pairs
+
+OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
+    "Matching": (write_pairs, False),
+    "Cloze": (write_gaps, False),
+}
