@@ -45,7 +45,7 @@ def write_gaps(directory: Path, rows: int = 12) -> dict[str, Any]:
     for split in ("train", "validation", "test"):
         lines = ["sentence\tlabel\ttext"]
         for i in range(rows):
-            text = " ".join(rng.choices(FIRST, k=5) + ["mountain" if i % 2 else "light"])
+            text = " ".join([*rng.choices(FIRST, k=5), "mountain" if i % 2 else "light"])
             lines.append(f"{text}\t{i % 2}\t{text}")
         file = directory / f"gaps_{split}.tsv"
         file.write_text("\n".join(lines) + "\n")

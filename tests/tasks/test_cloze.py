@@ -23,7 +23,7 @@ from ptft_lightning.terms import IGNORE
 
 TEXTS = ["The river reads.", "snow " * 30, ""]
 WORDS = {"good": ["green", "small"], "bad": ["stone"]}
-ZH = {"big": ["大地"], "small": ["小子"]}
+ZH = {"big": ["大地"], "small": ["中国"]}
 
 
 def examples(labels: tuple[str | None, ...]) -> list[Example]:
