@@ -17,7 +17,9 @@ COMMANDS = {
     "predict": (TRAINING, "predictions for a file or for --text"),
     "tune": ("ptft_lightning.commands.tune", "look for a learning rate or a micro-batch size"),
     "sweep": ("ptft_lightning.commands.sweep", "try many settings of a config (Optuna)"),
+    "transfer": ("ptft_lightning.commands.transfer", "was it worth it? many seeds, label counts"),
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
+    "extend": ("ptft_lightning.commands.extend", "add tokens of new text to a model's tokenizer"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
     "check": ("ptft_lightning.commands.check", "before a long fit: look at data, loss, gradients"),
     "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
@@ -25,7 +27,10 @@ COMMANDS = {
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
     "prompt": ("ptft_lightning.commands.prompt", "classify with a causal model, nothing trained"),
     "rank": ("ptft_lightning.commands.rank", "the nearest passages of queries, from their vectors"),
+    "answer": ("ptft_lightning.commands.answer", "answer questions from whole documents"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
+    "merge": ("ptft_lightning.commands.merge", "write a bundle whole, its adapters folded in"),
+    "overlap": ("ptft_lightning.commands.overlap", "find test examples in a token store"),
     "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),
 }
 

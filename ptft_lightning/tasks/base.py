@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -72,6 +73,12 @@ class Task:
     that model's own."""
     found: Mapping[str, float] = MappingProxyType({})
     """What `settle` chose; it travels in the bundle."""
+    likelihood: ClassVar[bool] = False
+    """Whether the loss is the likelihood of tokens, so that perplexity means something."""
+    decodes: ClassVar[bool] = False
+    """Whether `predict` runs the backbone again, so that it needs all of it."""
+    goes_on_from: ClassVar[str | None] = None
+    """The objective whose head's tensors this task's head begins with."""
 
     def watch(self, metric: str) -> None:
         """Let one of the task's metrics decide."""
@@ -83,6 +90,9 @@ class Task:
 
     def check(self, tokenizer: Tokenizer, causal: bool) -> None:
         """Refuse a tokenizer or a backbone that the task cannot work with."""
+
+    def begin(self, split: str, count: int) -> None:
+        """A pass over so many windows of a split begins."""
 
     def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
         """The examples of a file; those that cannot be used are noted in `bad`."""
@@ -158,6 +168,11 @@ class Task:
     def settle(self, examples: list[Example], records: dict[int, dict[str, Any]]) -> None:
         """Choose into `found` what depends on validation examples, such as a threshold; called in
         a fit, before `judge`."""
+
+    def write_beside(
+        self, output: Path, examples: list[Example], records: dict[int, dict[str, Any]]
+    ) -> None:
+        """Files of the task's own beside a file of predictions."""
 
 
 class TaskHead(nn.Module):

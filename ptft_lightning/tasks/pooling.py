@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from ptft_lightning.data.packing import Ids
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import TaskHead
 
-Pooling = Literal["auto", "mean", "first", "last"]
+Pooling = Literal["auto", "mean", "first", "last", "attention"]
 
 
 def spans_of(packed: list[Encoded], rows: Ids, starts: Ids) -> dict[str, Ids]:
@@ -46,15 +48,32 @@ class PooledHead(TaskHead):
         if not 0 <= dropout < 1:
             raise UserError(f"task.dropout is {dropout}: give a probability from 0 to below 1")
         self.pooling: Pooling = "mean" if pooling == "auto" else pooling
+        self.query = nn.Linear(dim, 1, bias=False) if pooling == "attention" else None
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(dim, outputs, bias=bias)
 
     def project(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(B, T, dim) hidden states -> (E, outputs) in float32."""
-        pooled = self.transform(pool(hidden, batch.targets, self.pooling))
+        pooled = self.transform(self._pool(hidden, batch.targets))
         out: Tensor = self.classifier(self.dropout(pooled)).float()
         return out
 
     def transform(self, pooled: Tensor) -> Tensor:
         """What the pooled vectors go through before the last layer."""
         return pooled
+
+    def _pool(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
+        if self.query is None:
+            return pool(hidden, at, self.pooling)
+        return _attend(self.query(hidden), hidden, at["row"], at["start"], at["end"])
+
+
+def _attend(scores: Tensor, hidden: Tensor, row: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """(E, dim) means of each example's hidden states, weighted by the softmax of its tokens'
+    (B, T, 1) scores (Lin et al. 2017, with one query)."""
+    length = hidden.shape[1]
+    place = torch.arange(hidden.shape[0] * length, device=hidden.device)
+    first, last = row * length + start, row * length + end
+    inside = (place >= first[:, None]) & (place < last[:, None])
+    weights = scores.float().flatten().masked_fill(~inside, -math.inf).softmax(-1)
+    return weights.to(hidden.dtype) @ hidden.flatten(0, 1)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from faults.files_matching import write_gaps, write_pairs
+from faults.files_qa import write_qa
 
 OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
-    "Matching": (write_pairs, False),
     "Cloze": (write_gaps, False),
+    "ExtractiveQA": (write_qa, False),
+    "Matching": (write_pairs, False),
 }
