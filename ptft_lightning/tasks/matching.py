@@ -28,7 +28,7 @@ from ptft_lightning.tasks.matching_scores import (
     retrieval,
 )
 from ptft_lightning.tasks.pairs import Kind, Pair, encode_apart, read_pairs
-from ptft_lightning.tasks.pooling import Pooling, spans_of
+from ptft_lightning.tasks.pooling import spans_of
 from ptft_lightning.terms import IGNORE
 
 Monitor = Literal[
@@ -81,7 +81,7 @@ class Matching(Task):
     def __init__(
         self,
         loss: Loss = "contrastive",
-        pooling: Pooling = "auto",
+        pooling: Literal["auto", "mean", "first", "last"] = "auto",
         threshold: float | None = None,
         low: float = 0.0,
         high: float = 1.0,
