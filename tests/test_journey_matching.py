@@ -117,8 +117,8 @@ def test_the_gradient_over_ranks_is_that_of_one_process(tmp_path):
 
 def test_vectors_of_texts_and_what_is_nearest(matching, pairs, tmp_path):
     """As .jsonl and as .npy; two texts that are the same are found in each other first."""
-    given = {"run_dir": str(matching), "data.columns": {"text": "passage"}}
-    given["data.predict"] = pairs["data.test"]
+    given = {"run_dir": str(matching), "data.predict": pairs["data.test"]}
+    given |= {"data.columns.text": "passage", "data.columns.pair": "null"}
     done(words("predict", given | {"output": str(tmp_path / "v.jsonl")}))
     done(words("predict", given | {"output": str(tmp_path / "v.npy")}))
     lines = read_json_lines((tmp_path / "v.jsonl").read_text())

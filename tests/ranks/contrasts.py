@@ -35,7 +35,7 @@ def step(rank: int, ranks: int, symmetric: bool, gather: bool) -> tuple[list[Ten
     term = contrast(unit[:, 0], unit[:, 1:], keys[mine], match[mine], **how)
     (ranks * term.share(PAIRS, PAIRS - 1)).backward()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    return gradients, float(term.total)
+    return gradients, float(term.total.detach())
 
 
 if __name__ == "__main__":
