@@ -43,17 +43,22 @@ def contrast(
     # Second texts stand before hard negatives: a pair's own candidate has the pair's number.
     candidates = torch.cat([all_others[:, 0], all_others[:, 1:].flatten(0, 1)])
     names = torch.cat([all_keys[:, 1], all_keys[:, 2:].flatten()])
-    extra = len(names) - len(positives)
-    anchors = F.pad(all_keys[:, 0], (0, extra))
-    matched = F.pad(positives, (0, extra))
-    left = (names == 0) | (names == keys[:, 1:2]) | ((anchors == keys[:, :1]) & matched)
+    one, two = all_keys[:, 0], all_keys[:, 1]
+    left = _known(keys[:, 0], one, two, names, positives)
     losses = _losses(first @ candidates.T / temperature, left, own)
     if symmetric:
-        left = (all_keys[:, 0] == 0) | (all_keys[:, 0] == keys[:, :1])
-        left = left | ((all_keys[:, 1] == keys[:, 1:2]) & positives)
+        left = _known(keys[:, 1], two, one, one, positives)
         back = _losses(others[:, 0] @ firsts.T / temperature, left, own)
         losses = (losses + back) / 2
     return Term(losses.where(positive, 0.0).sum(), positive.sum())
+
+
+def _known(asked: Tensor, one: Tensor, two: Tensor, candidates: Tensor, positive: Tensor) -> Tensor:
+    """(N, C) whether a candidate is no negative of what is asked: nothing, or a known match of it,
+    given the (P,) texts of pairs and whether those match."""
+    paired = (one == asked[:, None]) & positive
+    same = two[:, None] == candidates
+    return (candidates == 0) | (paired.float() @ same.float() > 0)
 
 
 def _losses(similar: Tensor, left_out: Tensor, own: Tensor) -> Tensor:

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from faults.files_matching import write_gaps, write_pairs
 from faults.files_qa import write_qa
 
 OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
+    "Cloze": (write_gaps, False),
     "ExtractiveQA": (write_qa, False),
+    "Matching": (write_pairs, False),
 }
