@@ -10,4 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {}
+from faults.files_generation import write_for_config
+
+OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
+    "Generation": (write_for_config, True),
+}
