@@ -1,4 +1,4 @@
-"""Made files of sources and answers: a source of letters, answered by the same letters reversed."""
+"""Made files of sources and answers: a few words, answered by the same words reversed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import random
 from pathlib import Path
 from typing import Any
 
-LETTERS = ("river", "sea", "hill", "stone", "winter", "letter")
+WORDS = ("river", "sea", "hill", "stone", "winter", "letter")
+STRINGS = 8
 SIZES = {"train": 60, "validation": 12, "test": 11}
 
 
 def pairs(split: str) -> list[tuple[str, str]]:
-    """Words, and the same words from the last to the first."""
-    rng = random.Random(split)
-    found = []
-    for _ in range(SIZES[split]):
-        said = rng.choices(LETTERS, k=rng.randint(1, 3))
-        found.append((" ".join(said), " ".join(reversed(said))))
-    return found
+    """Words, and the same words from the last to the first; a few strings that all files share."""
+    rng = random.Random(0)
+    known = [rng.choices(WORDS, k=rng.randint(4, 5)) for _ in range(STRINGS)]
+    said = random.Random(split).choices(known, k=SIZES[split])
+    return [(" ".join(words), " ".join(reversed(words))) for words in said]
 
 
 def record(source: str, target: str) -> dict[str, Any]:
@@ -51,7 +50,12 @@ def write_answers(directory: Path) -> dict[str, Any]:
 
 
 def write_for_config(directory: Path) -> dict[str, Any]:
-    """Options under which any shipped config of the task reads the made files."""
-    columns = {"text": "text", "label": "label", "pair": None}
-    more = {"model.task.format": "columns", "model.task.parallel": "null"}
-    return write_answers(directory) | {"data.columns": columns} | more
+    """Files that any shipped config of the task reads: as records, or as lines that belong together
+    in two files."""
+    options: dict[str, Any] = {"data.columns": {"text": "text", "label": "label", "pair": None}}
+    for split in SIZES:
+        lines = "".join(json.dumps(record(*pair)) + "\n" for pair in pairs(split))
+        for ending in ("en", "de"):
+            (directory / f"{split}.{ending}.jsonl").write_text(lines)
+        options[f"data.{split}"] = str(directory / f"{split}.en.jsonl")
+    return options

@@ -224,7 +224,7 @@ def test_validation_writes_answers_for_some_examples(bpe):
     ("settings", "reason"),
     [
         ({"format": "parallel"}, "give both or neither"),
-        ({"format": "parallel", "parallel": [".en"]}, r"give two such as \[.en, .de\]"),
+        ({"format": "parallel", "parallel": (".en", "")}, r"give two such as \[.en, .de\]"),
         ({"monitor": "bleu"}, "needs answers: give model.task.validation_examples"),
         ({"monitor": "bleu", "metrics": ["rouge"]}, "none of model.task.metrics"),
         ({"validation_examples": -1}, "give 0 or more"),
