@@ -19,6 +19,7 @@ from ranks import tiny
 from torch import Tensor, nn
 
 from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Columns
 from ptft_lightning.data.packing import Ids
@@ -29,7 +30,9 @@ from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedHead, MaskedLM
+from ptft_lightning.tasks.answers import Decoding
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.generation import Generation
 from ptft_lightning.tasks.multilabel import MultiLabel
 from ptft_lightning.tasks.regression import Regression
 from ptft_lightning.terms import IGNORE, Output, Term
@@ -38,7 +41,7 @@ from ptft_lightning.tuning.frozen import Frozen
 GLOBAL = 7  # no number of ranks or micro-batches divides it
 CASES = (
     *("causal", "masked", "per_example", "two_terms", "classification", "frozen"),
-    *("weighted", "multilabel", "regression"),
+    *("weighted", "multilabel", "regression", "generation"),
 )
 TASKS = {
     "classification": Classification(dropout=0.0),
@@ -48,6 +51,8 @@ TASKS = {
     ),
     "multilabel": MultiLabel(dropout=0.0),
     "regression": Regression(dropout=0.0, center=4.0, scale=3.0),
+    # Of labels, which have different numbers of tokens.
+    "generation": Generation(decoding=Decoding(max_new_tokens=2)),
 }
 
 
@@ -97,7 +102,8 @@ def one_step(
     sizes = {"global_batch_size": GLOBAL, "micro_batch_size": micro}
     if case in TASKS:
         tuning = Frozen() if case == "frozen" else None
-        module: Any = tiny.finetune(task=TASKS[case], tuning=tuning)
+        shape = TransformerConfig(**tiny.SHAPE, causal=case == "generation")
+        module: Any = tiny.finetune(task=TASKS[case], tuning=tuning, backbone=shape)
         sizes["max_length"] = row
         columns = Columns(label="number" if case == "regression" else "label")
         places = (Path(setup["examples"]), Path(setup["tokenizer"]))

@@ -178,7 +178,7 @@ def test_answers_are_those_of_reading_everything_anew(kind, bpe):
     """Under any tuning's reader, with neighbours of other lengths in the batch."""
     reserved = 3 if kind == "prompt" else 0
     task = Generation(decoding=Decoding(max_new_tokens=9))
-    net = build(bpe, READERS[kind](), seed=4, tie_embeddings=False)
+    net = build(bpe, READERS[kind](), seed=2, tie_embeddings=False)
     scores = written(task, net, make_batch(task, bpe, 6, reserved), bpe)
     answers = [[token for token in row if token >= 0] for row in scores.tolist()]
     assert answers == [read_anew(net, task, talk(i), bpe, reserved) for i in range(6)]
