@@ -137,10 +137,12 @@ def test_a_template_is_kept_in_the_bundle(bundle, files, tmp_path):
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(bundle, files, tmp_path):
-    for name, epochs in (("whole", 4), ("parts", 2), ("parts", 4)):
+    for name, epochs, checkpoint in (("whole", 4, None), ("parts", 2, None), ("parts", 4, "last")):
         more = {"trainer__max_epochs": epochs, "model__optimizer__schedule": "constant"}
-        more["model__optimizer__warmup"] = 0.0
-        done(words("fit", options(tmp_path / name, bundle, files, **more)))
+        more |= {"model__optimizer__warmup": 0.0, "model__task__monitor": "loss"}
+        done(words("fit", options(tmp_path / name, bundle, files, **more, ckpt_path=checkpoint)))
+    rows = [read_metrics(tmp_path / name)[-1] for name in ("whole", "parts")]
+    assert rows[0] == rows[1]
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
