@@ -51,11 +51,34 @@ LEAVES = (
     *("commands/report.py", "commands/score.py", "commands/texts.py", "commands/tune.py"),
     *("commands/inspect.py", "commands/prepare.py", "commands/tokenizer.py", "commands/tool.py"),
     *("commands/sweep.py", "commands/sweep_results.py", "commands/sweep_space.py"),
-    *("data/conversations.py", "tasks/answers.py", "tasks/chat_template.py", "tasks/generation.py"),
+    *("commands/bundle_config.py", "commands/transfer.py", "commands/transfer_results.py"),
+    *("data/conll.py", "data/lines.py", "data/span_files.py", "data/word_windows.py"),
+    *("data/words.py", "tasks/crf.py", "tasks/tag_checks.py", "tasks/tag_files.py"),
+    *("tasks/tagging.py", "tasks/tags.py", "tasks/word_head.py"),
+    *("backbones/fused.py", "modules/footprint.py", "commands/merge.py"),
+    *("tuning/lora.py", "tuning/quantized.py", "tuning/bitfit.py"),
+    *("tuning/features.py", "tuning/frozen.py", "tuning/prefix.py", "tuning/prompt.py"),
+    *("tasks/contrast.py", "tasks/matching.py", "tasks/matching_head.py", "tasks/pairs.py"),
+    *("tasks/matching_scores.py", "tasks/cloze.py", "tasks/cloze_template.py"),
+    *("commands/prompt.py", "commands/rank.py", "commands/predicted.py"),
+    *("data/squad.py", "data/passages.py", "commands/answer.py"),
+    *("tasks/answers.py", "tasks/question_answering.py", "tasks/question_windows.py"),
+    *(
+        "data/conversations.py",
+        "tasks/decoding.py",
+        "tasks/chat_template.py",
+        "tasks/generation.py",
+    ),
     *("tasks/prompt_cuts.py", "tasks/text_scores.py", "tasks/vocabulary_head.py"),
-    "modules/decoding.py",
+    *("modules/decoding.py", "modules/reproduction.py"),
+    *("data/relation_files.py", "data/event_files.py", "tasks/relations.py", "tasks/marking.py"),
+    *("tasks/relation_scores.py", "tasks/events.py", "tasks/event_arguments.py"),
+    *("modules/early_stopping.py", "modules/samples.py"),
+    *("data/mixture.py", "data/store_checks.py", "modules/forgetting.py"),
+    *("data/vocabulary_growth.py", "handoff/vocabulary.py", "handoff/continuing.py"),
+    *("data/overlap.py", "commands/extend.py", "commands/overlap.py"),
 )
-CORE_CODE_LINES = 5500  # 3,000 was the aim
+CORE_CODE_LINES = 5600  # 3,000 was the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60
 

@@ -70,6 +70,8 @@ def bundle_of(ckpt_path: str | None, run_dir: Path) -> str:
         if found is None:
             raise UserError(f"no checkpoint in '{run_dir}'")
         return found
+    if (run_dir / "config.json").is_file():
+        return str(run_dir)
     if not (run_dir / "bundle").is_dir():
         raise UserError(f"no bundle in '{run_dir}': train there first, or give another --run_dir")
     return str(run_dir / "bundle")
@@ -86,6 +88,10 @@ def config_of(command: str, args: list[str]) -> list[str]:
             f"{command} needs a finished run (--run_dir DIR) or a config (--config FILE)"
         )
     file = Path(run_dir) / "config.yaml"
+    if (Path(run_dir) / "config.json").is_file():
+        from ptft_lightning.commands.bundle_config import config_of_bundle  # a leaf
+
+        return ["--config", yaml.safe_dump(config_of_bundle(Path(run_dir))), *args]
     if not file.is_file():
         raise UserError(f"no run in '{run_dir}': it has no config.yaml; give another --run_dir")
     content = yaml.safe_load(file.read_text())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -18,8 +20,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
-import ptft_lightning.objectives.masked
-import ptft_lightning.tuning.frozen  # noqa: F401
+import ptft_lightning.objectives.masked  # noqa: F401
+from ptft_lightning import tasks, tuning
 from ptft_lightning.commands.mistakes import one_line
 from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig
 from ptft_lightning.commands.quiet import quieten
@@ -43,7 +45,6 @@ from ptft_lightning.modules.audit import Audit
 from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.modules.cpu_memory import keep_freed_memory
 from ptft_lightning.modules.csv_metrics import ForgetRedone
-from ptft_lightning.modules.early_stopping import StopEarly
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.phase import PhaseModule
@@ -51,7 +52,6 @@ from ptft_lightning.modules.predictions import Parts
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
-from ptft_lightning.modules.samples import Samples
 
 
 class CLI(ConfigCLI):
@@ -63,6 +63,9 @@ class CLI(ConfigCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What a run has beside trainer, model and data."""
+        from ptft_lightning.modules.early_stopping import StopEarly  # leaves
+        from ptft_lightning.modules.samples import Samples
+
         parser.add_argument(
             "--run_dir",
             default="runs/default",
@@ -86,6 +89,13 @@ class CLI(ConfigCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.add_argument(
+                *("--overlap",),
+                type=bool,
+                default=True,
+                help="Look for the test examples in the pretraining text, where it is still here.",
+            )
         if subcommand == "predict":
             parser.add_argument("--text", type=list[str] | str | None, help="Texts to predict.")
             parser.add_argument(
@@ -133,7 +143,7 @@ class CLI(ConfigCLI):
             raise UserError("predict needs a phase-two run: give --run_dir of a FinetuneModule's")
         model = options.model.init_args
         own = options.ckpt_path is not None or (run_dir / "bundle").is_dir()
-        if own or model.init_from is None or phase_two:
+        if own or model.init_from is None:
             model.init_from = bundle_of(options.ckpt_path, run_dir)
         model.backbone = None
         options.ckpt_path = None
@@ -153,6 +163,10 @@ class CLI(ConfigCLI):
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
         callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress()]
+        if self.subcommand == "fit" and getattr(self.datamodule, "validation_stores", None):
+            from ptft_lightning.modules.forgetting import Forgetting  # a leaf
+
+            callbacks.append(Forgetting())
         given = options.callbacks or []
         options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         plugins = options.plugins or []
@@ -185,11 +199,20 @@ class CLI(ConfigCLI):
         if self.preempt.stopped:
             # Lightning kills a process whose child ended in anything but 0.
             sys.exit(EXIT_CODE if self.trainer.local_rank == 0 else 0)
-        if self.trainer.is_global_zero and not cast(Any, self.trainer).fast_dev_run:
+        if cast(Any, self.trainer).fast_dev_run:
+            return
+        if isinstance(self.model, FinetuneModule):
+            from ptft_lightning.modules.reproduction import reproduce  # a leaf
+
+            reproduce(self.trainer, self.model, Path(self.options.run_dir))
+        if self.trainer.is_global_zero:
             if self.options.report:
                 from ptft_lightning.commands.report import write_beside
 
                 write_beside(Path(self.options.run_dir))
+            from ptft_lightning.modules.footprint import saved
+
+            say(saved(Path(self.options.run_dir)))
             say(f"done: {Path(self.options.run_dir) / 'bundle'}")
 
     def test(self, model: L.LightningModule, **kwargs: Any) -> None:
@@ -209,6 +232,10 @@ class CLI(ConfigCLI):
         if what == "test" and isinstance(model, FinetuneModule):
             model.keep_predictions(run_dir, "test")
         if self.trainer.is_global_zero:
+            if what == "test" and isinstance(model, FinetuneModule) and self.options.overlap:
+                from ptft_lightning.commands.overlap import guard  # a leaf
+
+                results[0].update(guard(model, run_dir))
             text = json.dumps(results[0])
             (run_dir / f"{what}.json").write_text(text + "\n")
             print(text)
@@ -218,22 +245,16 @@ class CLI(ConfigCLI):
         kwargs.pop("return_predictions", None)
         mine = self.trainer.predict(model, return_predictions=True, **kwargs) or []
         records = model.records("predict", cast(Parts, mine))
-        if self.trainer.is_global_zero:
-            self._write_predictions(records)
+        if not self.trainer.is_global_zero:
+            return
+        from ptft_lightning.commands.predicted import predicted_lines, write_predictions  # a leaf
 
-    def _write_predictions(self, records: dict[int, dict[str, Any]]) -> None:
         examples = cast(TaskDataModule, self.datamodule).examples["predict"]
-        lines = [
-            json.dumps({**examples[n].said, **record}, ensure_ascii=False)
-            for n, record in sorted(records.items())
-        ]
         if self.options.text is not None and self.options.output is None:
-            print("\n".join(lines))
+            print("\n".join(predicted_lines(examples, records)))
             return
         output = Path(self.options.output or Path(self.options.run_dir) / "predictions.jsonl")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        say(f"{len(lines)} predictions: {output}")
+        write_predictions(output, model.task, examples, records)
 
 
 def global_rank() -> int:
@@ -251,19 +272,22 @@ def run(command: str, args: list[str]) -> None:
             """Only the one asked for: building the parsers of all takes longer than the rest."""
             return {command: CLI.subcommands()[command]}
 
+    import_parts()  # a bundle's config names them
     start(Command, command, config_of(command, args))
+
+
+def import_parts() -> None:
+    """Every task and tuning, so that their short names are known."""
+    for package in (tasks, tuning):
+        for part in iter_modules(package.__path__, f"{package.__name__}."):
+            import_module(part.name)
 
 
 def start(
     cli: type[CLI], command: str, args: list[str], trainer: type[L.Trainer] = L.Trainer
 ) -> None:
     """Read the config and run the command."""
-    # Leaves, so that their short names are known.
-    import ptft_lightning.tasks.classification
-    import ptft_lightning.tasks.generation
-    import ptft_lightning.tasks.multilabel
-    import ptft_lightning.tasks.regression  # noqa: F401
-
+    import_parts()
     quieten()
     keep_freed_memory()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -30,9 +30,9 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.generation.growth import TextStream
 from ptft_lightning.generation.model import LanguageModel
-from ptft_lightning.tasks.answers import Decoding, answer_prompts
 from ptft_lightning.tasks.base import Arrays, Scored, Task, TaskHead
 from ptft_lightning.tasks.chat_template import ChatTemplate, read_template
+from ptft_lightning.tasks.decoding import Decoding, answer_prompts
 from ptft_lightning.tasks.prompt_cuts import Cut, fit
 from ptft_lightning.tasks.text_scores import (
     METRICS,

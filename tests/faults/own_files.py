@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from faults.files_generation import write_for_config
+from faults.files_qa import write_qa
 
 OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
+    "ExtractiveQA": (write_qa, False),
     "Generation": (write_for_config, True),
 }

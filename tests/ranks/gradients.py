@@ -30,8 +30,8 @@ from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedHead, MaskedLM
-from ptft_lightning.tasks.answers import Decoding
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.decoding import Decoding
 from ptft_lightning.tasks.generation import Generation
 from ptft_lightning.tasks.multilabel import MultiLabel
 from ptft_lightning.tasks.regression import Regression

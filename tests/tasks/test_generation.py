@@ -23,7 +23,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.decoding import ready_to_decode
 from ptft_lightning.modules.nets import TaskNet
-from ptft_lightning.tasks.answers import Decoding
+from ptft_lightning.tasks.decoding import Decoding
 from ptft_lightning.tasks.generation import NO_ANSWER, Generation
 from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Reader

@@ -1,0 +1,73 @@
+"""A bundle of phase two alone gives the metrics and predictions of its run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.kit import call, done, finetune, pretrain, read_json_lines, words, write_examples
+
+from ptft_lightning.tasks.classification import Classification
+
+NAMES = {"water": "Wasser", "land": "Land", "other": "anderes"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def base_run(tmp_path_factory: pytest.TempPathFactory, store: Path, bpe_path: Path) -> Path:
+    run_dir = tmp_path_factory.mktemp("base") / "run"
+    done(words("fit", pretrain(run_dir, store, bpe_path, trainer__max_steps=2)))
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, files: Path, base_run: Path) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    options = finetune(run_dir, base_run, files) | {"data.label_names": NAMES}
+    said = done(words("fit", options)).err
+    assert "the bundle gives val_accuracy" in said
+    return run_dir
+
+
+def test_a_bundle_that_was_moved_tests_and_predicts_as_its_run(run, files, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run / "bundle", moved)
+    test = str(files / "test.jsonl")
+    before = json.loads(done(["test", "--run_dir", str(run), "--data.test", test]).out)
+    after = json.loads(done(["test", "--run_dir", str(moved), "--data.test", test]).out)
+    assert after == before
+    lines = []
+    for directory in (run, moved):
+        output = tmp_path / f"{directory.name}.jsonl"
+        options: dict[str, Any] = {"run_dir": str(directory), "data.predict": test}
+        done(words("predict", options | {"output": str(output)}))
+        lines.append(read_json_lines(output.read_text()))
+    assert lines[0] == lines[1]
+    assert {line["label"] for line in lines[1]} <= set(NAMES.values())
+
+
+def test_a_bundle_of_phase_one_is_no_run_to_test(base_run):
+    run = call(["test", "--run_dir", str(base_run / "bundle")])
+    assert run.code == 2
+    assert run.errors[0].endswith("is no bundle of phase two: give --config FILE")
+
+
+def test_a_bundle_that_forgets_a_setting_is_found_out(files, base_run, tmp_path, monkeypatch):
+    whole = Classification.config
+    monkeypatch.setattr(
+        Classification,
+        "config",
+        lambda self: {k: v for k, v in whole(self).items() if k != "pooling"},
+    )
+    task = {"class_path": "Classification", "init_args": {"pooling": "last"}}
+    options = finetune(tmp_path / "run", base_run, files) | {"model.task": task}
+    monkeypatch.setattr(Classification, "shaping", ())
+    with pytest.raises(RuntimeError, match="does not give the metrics of its run"):
+        done(words("fit", options))
