@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ptft_lightning.data.batch import Batch
-from ptft_lightning.data.module import PhaseData
+from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.sample_order import random_key
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, Bundle
