@@ -87,7 +87,7 @@ class Generation(Task):
     def __init__(
         self,
         format: Format = "columns",
-        parallel: list[str] | None = None,
+        parallel: tuple[str, str] | None = None,
         references: str | None = None,
         template: str | None = None,
         loss_on: Literal["every", "last"] = "every",
@@ -115,7 +115,7 @@ class Generation(Task):
                 "model.task.parallel says which files belong together in model.task.format "
                 "parallel: give both or neither"
             )
-        if self.parallel is not None and (len(self.parallel) != 2 or "" in self.parallel):
+        if self.parallel is not None and "" in self.parallel:
             raise UserError(f"model.task.parallel is {self.parallel}: give two such as [.en, .de]")
         if self.validation_examples < 0:
             raise UserError(
@@ -137,7 +137,7 @@ class Generation(Task):
         """All settings."""
         return {
             "format": self.format,
-            "parallel": self.parallel,
+            "parallel": None if self.parallel is None else [*self.parallel],
             "references": self.references,
             "template": self.template,
             "loss_on": self.loss_on,
@@ -165,8 +165,7 @@ class Generation(Task):
 
     def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
         """See `Task`."""
-        pair = None if self.parallel is None else (self.parallel[0], self.parallel[1])
-        layout = Layout(self.format, columns, self.references, pair)
+        layout = Layout(self.format, columns, self.references, self.parallel)
         return [*read_conversations(path, layout, labelled, bad)]
 
     def typed(self, text: str, columns: Columns, place: str) -> Example:

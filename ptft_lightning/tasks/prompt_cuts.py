@@ -18,7 +18,7 @@ def prompt_room(max_length: int, new: int, answer: int) -> int:
     than a quarter.
     """
     usual = max_length - min(new, max_length // 2)
-    return max(max_length // 4, min(usual, max_length - answer))
+    return max(2, max_length // 4, min(usual, max_length - answer))
 
 
 def fit(written: Written, max_length: int, new: int, cut: Cut, place: str) -> tuple[Written, int]:

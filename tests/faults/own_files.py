@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from faults.files_generation import write_for_config
 from faults.files_matching import write_gaps, write_pairs
 from faults.files_qa import write_qa
 
@@ -17,4 +18,5 @@ OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
     "Cloze": (write_gaps, False),
     "ExtractiveQA": (write_qa, False),
     "Matching": (write_pairs, False),
+    "Generation": (write_for_config, True),
 }

@@ -79,10 +79,12 @@ def test_micro_batches(case: str, micro: int, whole: dict[str, Any], setup: dict
     assert_same(one_step(case, micro, setup), whole[case])
 
 
-@pytest.mark.parametrize("row", [24, 17])
-def test_packing(row: int, whole: dict[str, Any], setup: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("row", "case"), [(24, "classification"), (17, "classification"), (30, "generation")]
+)
+def test_packing(row: int, case: str, whole: dict[str, Any], setup: dict[str, str]) -> None:
     """Shorter rows: other neighbours, other starts."""
-    assert_same(one_step("classification", GLOBAL, setup, row), whole["classification"])
+    assert_same(one_step(case, GLOBAL, setup, row), whole[case])
 
 
 @cases

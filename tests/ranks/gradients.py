@@ -19,6 +19,7 @@ from ranks import tiny
 from torch import Tensor, nn
 
 from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Columns
 from ptft_lightning.data.packing import Ids
@@ -30,6 +31,8 @@ from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedHead, MaskedLM
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.decoding import Decoding
+from ptft_lightning.tasks.generation import Generation
 from ptft_lightning.tasks.multilabel import MultiLabel
 from ptft_lightning.tasks.regression import Regression
 from ptft_lightning.terms import IGNORE, Output, Term
@@ -42,7 +45,7 @@ from ptft_lightning.tuning.prompt import PromptTuning
 GLOBAL = 7  # no number of ranks or micro-batches divides it
 CASES = (
     *("causal", "masked", "per_example", "two_terms", "classification", "frozen"),
-    *("weighted", "multilabel", "regression", "lora"),
+    *("weighted", "multilabel", "regression", "lora", "generation"),
     *("prompt", "prefix", "mix"),
 )
 TASKS = {
@@ -57,12 +60,8 @@ TASKS = {
     "prompt": Classification(dropout=0.0, pooling="attention"),
     "prefix": Classification(dropout=0.0),
     "mix": Classification(dropout=0.0),
-}
-TUNINGS: dict[str, Tuning] = {
-    "frozen": Frozen(),
-    "prompt": PromptTuning(3),
-    "prefix": PrefixTuning(3),
-    "mix": Frozen(mix=True),
+    # Of labels, which have different numbers of tokens.
+    "generation": Generation(decoding=Decoding(max_new_tokens=2)),
 }
 
 
@@ -75,7 +74,13 @@ class Begun(LoRA):
                 nn.init.constant_(layer.lora_b, 0.05)
 
 
-TUNINGS: dict[str, Tuning] = {"frozen": Frozen(), "lora": Begun(rank=3, targets=["query", "up"])}
+TUNINGS: dict[str, Tuning] = {
+    "frozen": Frozen(),
+    "lora": Begun(rank=3, targets=["query", "up"]),
+    "prompt": PromptTuning(3),
+    "prefix": PrefixTuning(3),
+    "mix": Frozen(mix=True),
+}
 
 
 class MaskedAndLong(MaskedLM):
@@ -123,7 +128,9 @@ def one_step(
     """Gradient, reported loss and gradient norm of the first step; examples in rows of `row`."""
     sizes = {"global_batch_size": GLOBAL, "micro_batch_size": micro}
     if case in TASKS:
-        module: Any = tiny.finetune(task=TASKS[case], tuning=TUNINGS.get(case))
+        shape = TransformerConfig(**tiny.SHAPE, causal=case == "generation")
+        tuning = TUNINGS.get(case)
+        module: Any = tiny.finetune(task=TASKS[case], tuning=tuning, backbone=shape)
         sizes["max_length"] = row
         columns = Columns(label="number" if case == "regression" else "label")
         places = (Path(setup["examples"]), Path(setup["tokenizer"]))
