@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": (TRAINING, "predictions for a file or for --text"),
     "tune": ("ptft_lightning.commands.tune", "look for a learning rate or a micro-batch size"),
     "sweep": ("ptft_lightning.commands.sweep", "try many settings of a config (Optuna)"),
+    "transfer": ("ptft_lightning.commands.transfer", "was it worth it? many seeds, label counts"),
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
     "check": ("ptft_lightning.commands.check", "before a long fit: look at data, loss, gradients"),
@@ -24,6 +25,7 @@ COMMANDS = {
     "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
+    "merge": ("ptft_lightning.commands.merge", "write a bundle whole, its adapters folded in"),
     "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),
 }
 

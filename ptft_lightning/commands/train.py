@@ -197,6 +197,9 @@ class CLI(ConfigCLI):
                 from ptft_lightning.commands.report import write_beside
 
                 write_beside(Path(self.options.run_dir))
+            from ptft_lightning.modules.footprint import saved
+
+            say(saved(Path(self.options.run_dir)))
             say(f"done: {Path(self.options.run_dir) / 'bundle'}")
 
     def test(self, model: L.LightningModule, **kwargs: Any) -> None:

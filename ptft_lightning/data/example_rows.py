@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -71,6 +72,8 @@ class ExampleDataset(Dataset[Batch]):
         self.examples, self.encoder, self.audit = examples, encoder, audit
         self.length, self.pad = length, tokenizer.pad
         self.order = Order((len(examples),), seed, shuffle=shuffle)
+        # Places hidden states that are kept: numbers, rows, starts, (B, T) -> (B, T, ...).
+        self.states: Callable[[Ids, Ids, Ids, tuple[int, ...]], npt.NDArray[Any]] | None = None
         self.counts = np.array([e.count for e in examples], np.int64)
 
     def __len__(self) -> int:
@@ -92,11 +95,15 @@ class ExampleDataset(Dataset[Batch]):
         tokens, documents, segments, rows, starts = pack_examples(
             chosen, self.length, self.pad, self.reserved
         )
+        targets = self.encoder.targets(chosen, rows, starts)
+        if self.states is not None:
+            numbers = np.where(slots.numbers >= 0, at, -1)
+            targets["hidden"] = self.states(numbers, rows, starts, tokens.shape)
         return build_batch(
             tokens,
             documents,
             slots.numbers,
-            self.encoder.targets(chosen, rows, starts),
+            targets,
             slots.step_samples,
             segments=segments if segments.any() else None,
             hashes=_hash_examples(chosen) if self.audit else None,

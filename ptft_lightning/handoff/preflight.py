@@ -13,6 +13,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle
 from ptft_lightning.tasks.base import Task
+from ptft_lightning.tuning.base import Tuning
 
 
 @dataclass
@@ -102,6 +103,15 @@ class Preflight:
                 )
         if head["labels"]:
             self.inherited.append(f"labels {', '.join(head['labels'])}")
+
+    def reads(self, bundle: Bundle, tuning: Tuning) -> None:
+        """A tuned head goes on only with the hidden states it was trained on."""
+        was, now = bundle.config.get("reads", ""), tuning.reads
+        if was != now:
+            self.problems.append(
+                f"the bundle '{bundle.path}' was tuned to read {was or 'plainly'}, model.tuning "
+                f"reads {now or 'plainly'}: give the same model.tuning"
+            )
 
     def finish(self) -> list[str]:
         """The inherited values.

@@ -22,7 +22,6 @@ from ptft_lightning.modules.predictions import Parts, Predictions, gather, of_ba
 from ptft_lightning.tasks.base import Scored, Task
 from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Tuning
-from ptft_lightning.tuning.full import Full
 
 
 class FinetuneModule(PhaseModule):
@@ -37,6 +36,8 @@ class FinetuneModule(PhaseModule):
         from_scratch: Keep the bundle's tokenizer and shape but not its weights: the baseline that
             tells what pretraining was worth.
         backbone: Shape and kind of the model when there is no init_from.
+        base: Where the base of init_from is, if that holds only what was trained and its base was
+            moved.
         compile_layers: Compile each layer with torch.compile.
         activation_checkpointing: Recompute each layer in the backward pass to save memory.
         seed: Decides the initial values of the head and dropout.
@@ -57,9 +58,11 @@ class FinetuneModule(PhaseModule):
         compile_layers: bool = False,
         activation_checkpointing: bool = False,
         seed: int = 0,
+        base: str | None = None,
     ) -> None:
-        super().__init__(optimizer, init_from, compile_layers, activation_checkpointing, seed)
-        self.task, self.tuning, self.from_scratch = task, tuning or Full(), from_scratch
+        given = (optimizer, init_from, compile_layers, activation_checkpointing, seed)
+        super().__init__(*given, base, tuning)
+        self.task, self.from_scratch, self.base = task, from_scratch, base
         if self.bundle is not None and backbone is not None:
             raise UserError(
                 "model.backbone and model.init_from: give one, the bundle brings its own"
@@ -88,6 +91,7 @@ class FinetuneModule(PhaseModule):
             check.backbone(self.bundle)
             if self._tuned_bundle:
                 check.labels(self.bundle, self.task)
+                check.reads(self.bundle, self.tuning)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
         length = cast(TaskDataModule, data).max_length
@@ -123,6 +127,8 @@ class FinetuneModule(PhaseModule):
         if not (name.startswith("backbone.") or self._tuned_bundle):
             return None
         if name not in self.bundle.names():
+            if self.tuning.adds(name):
+                return None
             raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'")
         return self.bundle.tensor(name)
 
@@ -134,7 +140,8 @@ class FinetuneModule(PhaseModule):
             "phase": self.phase,
             "backbone": self._shape(data),
             "head": head,
-            "tuning": {"name": self.tuning.name, "config": self.tuning.config()},
+            "tuning": self.tuning.described,
+            "reads": self.tuning.reads,
             "data": data.reading(),
         }
 
@@ -143,6 +150,11 @@ class FinetuneModule(PhaseModule):
         super().configure_model()
         if self.metrics is None:
             self.metrics = self.task.metrics(self.labels).to(self.trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        """Let the tuning prepare."""
+        self.tuning.before_fit(self)
+        super().on_fit_start()
 
     def on_validation_epoch_start(self) -> None:
         """Predictions are those of the last pass."""

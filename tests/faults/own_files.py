@@ -1,7 +1,7 @@
 """Made files for the shipped configs of tasks that read formats of their own.
 
-By the task's class: what writes train, validation and test files into a directory and gives the
-options that name them, and whether the task needs a causal bundle.
+By the config's name or the task's class: what writes train, validation and test files into a
+directory and gives the options that name them, and whether the task needs a causal bundle.
 """
 
 from __future__ import annotations
@@ -10,4 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {}
+from faults.files_tagging import write_characters, write_roles, write_tagged, write_universal
+
+OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
+    "Tagging": (write_tagged, False),
+    "pos": (write_universal, False),
+    "ner_zh": (write_characters, False),
+    "SemanticRoles": (write_roles, False),
+}
