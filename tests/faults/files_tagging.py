@@ -30,6 +30,7 @@ def sentences(split: str, words: tuple[tuple[str, ...], ...]) -> Iterator[Senten
             length = rng.randint(1, 3)
             tokens += rng.choices(words[0 if kind == "WATER" else 1], k=length)
             tags += [f"B-{kind}", *[f"I-{kind}"] * (length - 1)]
+            tokens, tags = [*tokens, rng.choice(words[2])], [*tags, "O"]  # or none could tell two
         yield tokens, tags
 
 
