@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from faults.files_tagging import multi_word
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import models, pre_tokenizers
 
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.word_windows import (
@@ -96,15 +95,6 @@ def test_presplit_words_have_the_space_before_them(bpe):
     (whole,), (apart,) = (align_words([example], bpe, presplit) for presplit in (False, True))
     assert whole.ids == apart.ids == bpe.encode([text])[0]
     assert np.array_equal(whole.words, apart.words)
-
-
-def multi_word() -> Tokenizer:
-    """Tokens `ab` and `cd e`, each character besides; the second covers a space."""
-    vocabulary = {"[UNK]": 0, "ab": 1, "cd e": 2, "a": 3, "b": 4, "c": 5, " ": 6, "d": 7, "e": 8}
-    pieces = [(token, -float(i)) for token, i in vocabulary.items()]
-    raw = RawTokenizer(models.Unigram(pieces, unk_id=0))
-    raw.pre_tokenizer = pre_tokenizers.Split("|", "removed")
-    return Tokenizer(raw.to_str())
 
 
 def test_borders_inside_tokens_are_seen():

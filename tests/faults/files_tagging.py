@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from faults.kit import LAND, OTHER, WATER
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import models, pre_tokenizers
+
+from ptft_lightning.data.tokenizer import Tokenizer
 
 COUNTS = {"train": 60, "validation": 23, "test": 23}
 LONG = 50  # words of one sentence of each file, more than a window has
@@ -112,3 +116,12 @@ def _spans(file: Path, made: list[Sentence]) -> None:
             at += len(token) + 1
         lines.append(json.dumps({"text": " ".join(tokens), "label": label}) + "\n")
     file.write_text("".join(lines))
+
+
+def multi_word() -> Tokenizer:
+    """Tokens `ab` and `cd e`, each character besides; the second covers a space."""
+    vocabulary = {"[UNK]": 0, "ab": 1, "cd e": 2, "a": 3, "b": 4, "c": 5, " ": 6, "d": 7, "e": 8}
+    pieces = [(token, -float(i)) for token, i in vocabulary.items()]
+    raw = RawTokenizer(models.Unigram(pieces, unk_id=0))
+    raw.pre_tokenizer = pre_tokenizers.Split("|", "removed")
+    return Tokenizer(raw.to_str())
