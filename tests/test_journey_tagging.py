@@ -54,15 +54,22 @@ def options(kind: str, run_dir: Path, files: Any, tokenizer: Path, **more: Any) 
     return finetune(run_dir, run_dir, run_dir, **scratch | KINDS[kind] | more) | files[kind]
 
 
+class Runs(dict[str, tuple[Path, Run]]):
+    """Fits of each kind, made when first asked for."""
+
+    def __init__(self, at: Path, files: Any, tokenizer: Path) -> None:
+        self.made = at, files, tokenizer
+
+    def __missing__(self, kind: str) -> tuple[Path, Run]:
+        at, files, tokenizer = self.made
+        run = done(words("fit", options(kind, at / kind, files, tokenizer)))
+        self[kind] = at / kind, run
+        return self[kind]
+
+
 @pytest.fixture(scope="module")
-def runs(
-    tmp_path_factory: pytest.TempPathFactory, files: Any, wordpiece_path: Path
-) -> dict[str, tuple[Path, Run]]:
-    at = tmp_path_factory.mktemp("runs")
-    return {
-        kind: (at / kind, done(words("fit", options(kind, at / kind, files, wordpiece_path))))
-        for kind in KINDS
-    }
+def runs(tmp_path_factory: pytest.TempPathFactory, files: Any, wordpiece_path: Path) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"), files, wordpiece_path)
 
 
 def measured(run_dir: Path) -> dict[str, float]:
