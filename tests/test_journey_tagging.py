@@ -85,6 +85,8 @@ def predicted(run_dir: Path, file: str) -> list[dict[str, Any]]:
 
 def gold_of(run_dir: Path) -> list[dict[str, Any]]:
     """What the run keeps beside its test: gold tags and predictions of each example."""
+    if not (run_dir / "test_predictions.jsonl").exists():
+        measured(run_dir)
     return read_json_lines((run_dir / "test_predictions.jsonl").read_text())
 
 
