@@ -26,7 +26,11 @@ from sklearn.metrics import accuracy_score, f1_score
 KINDS: dict[str, dict[str, Any]] = {
     "columns": {"model__task": "Tagging"},
     "spans": {"model__task": "Tagging", "model__task__crf": True, "model__task__presplit": True},
-    "characters": {"model__task": "Tagging", "model__task__pooling": "mean"},
+    "characters": {
+        "model__task": "Tagging",
+        "model__task__pooling": "mean",
+        "trainer__max_epochs": 15,  # its sentences are short
+    },
     "universal": {"model__task": "Tagging", "model__task__monitor": "accuracy"},
     "roles": {"model__task": "SemanticRoles", "model__task__crf": True, "data__max_length": 24},
 }
