@@ -55,6 +55,7 @@ LEAVES = (
     *("data/conll.py", "data/lines.py", "data/span_files.py", "data/word_windows.py"),
     *("data/words.py", "tasks/crf.py", "tasks/tag_checks.py", "tasks/tag_files.py"),
     *("tasks/tagging.py", "tasks/tags.py", "tasks/word_head.py"),
+    *("data/frames.py", "tasks/srl.py"),
     *("backbones/fused.py", "modules/footprint.py", "commands/merge.py"),
     *("tuning/lora.py", "tuning/quantized.py", "tuning/bitfit.py"),
     *("tuning/features.py", "tuning/frozen.py", "tuning/prefix.py", "tuning/prompt.py"),

@@ -101,8 +101,8 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         task = settings(file)["model"]["init_args"]["task"]
         task = task if isinstance(task, str) else task["class_path"]
         bundles = request.getfixturevalue("bundles")
-        if task in OWN_FILES:
-            write, causal = OWN_FILES[task]
+        if (own := file.stem if file.stem in OWN_FILES else task) in OWN_FILES:
+            write, causal = OWN_FILES[own]
             mine["model.init_from"] = str(bundles / ("causal" if causal else "masked"))
             return mine | write(tmp_path)
         examples = request.getfixturevalue("examples")

@@ -57,7 +57,8 @@ def tell_windows(examples: list[Words], encoded: list[Encoded]) -> None:
 
 def file_of(examples: list[Words]) -> str:
     """The file that examples come from."""
-    return examples[0].place.rpartition(" line ")[0] or examples[0].place if examples else ""
+    place = examples[0].place if examples else ""
+    return place.rpartition(" line ")[0] or place
 
 
 def refuse_lost(
@@ -77,5 +78,8 @@ def refuse_lost(
 
 
 def first_places(places: list[str]) -> str:
-    """The first three."""
-    return f"at {', '.join(places[:3])}{', ..' if len(places) > 3 else ''}"
+    """The first three; of a file's lines only the first in full."""
+    file = places[0].rpartition(" ")[0]
+    further = [place.removeprefix(f"{file} ") for place in places[1:3]]
+    more = [".."] if len(places) > 3 else []
+    return f"at {', '.join([places[0], *further, *more])}"

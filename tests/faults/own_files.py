@@ -1,7 +1,7 @@
 """Made files for the shipped configs of tasks that read formats of their own.
 
-By the task's class: what writes train, validation and test files into a directory and gives the
-options that name them, and whether the task needs a causal bundle.
+By the config's name or the task's class: what writes train, validation and test files into a
+directory and gives the options that name them, and whether the task needs a causal bundle.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from typing import Any
 from faults.files_generation import write_for_config
 from faults.files_matching import write_gaps, write_pairs
 from faults.files_qa import write_qa
+from faults.files_tagging import write_characters, write_roles, write_tagged, write_universal
 
 OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
     "Cloze": (write_gaps, False),
     "ExtractiveQA": (write_qa, False),
     "Matching": (write_pairs, False),
     "Generation": (write_for_config, True),
+    "Tagging": (write_tagged, False),
+    "pos": (write_universal, False),
+    "ner_zh": (write_characters, False),
+    "SemanticRoles": (write_roles, False),
 }
