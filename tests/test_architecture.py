@@ -54,6 +54,7 @@ LEAVES = (
     *("data/conll.py", "data/lines.py", "data/span_files.py", "data/word_windows.py"),
     *("data/words.py", "tasks/crf.py", "tasks/tag_checks.py", "tasks/tag_files.py"),
     *("tasks/tagging.py", "tasks/tags.py", "tasks/word_head.py"),
+    *("data/frames.py", "tasks/srl.py"),
 )
 CORE_CODE_LINES = 5500  # 3,000 was the aim
 FILE_LINES = 300

@@ -73,8 +73,12 @@ def read_universal(path: str, tag: str | None, bad: BadExamples) -> list[Sentenc
         tag: `upos`, `xpos` or another column's name; None: no tags.
         bad: Gets the sentences that have a line without ten columns.
     """
-    sentences = []
-    at = None if tag is None else UNIVERSAL.index(tag)
+    if tag is not None and tag not in UNIVERSAL:
+        raise UserError(
+            f"'{path}': CoNLL-U has no column '{tag}': set task.tag_column to one of "
+            f"{', '.join(UNIVERSAL[2:])}"
+        )
+    sentences, at = [], None if tag is None else UNIVERSAL.index(tag)
     for rows in _blocks(path, lambda line: line.split("\t")):
         wrong = next((place for place, row in rows if len(row) != len(UNIVERSAL)), None)
         if wrong is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -74,6 +74,8 @@ class Tagging(Task):
     name = "tagging"
     shaping = ("pooling", "crf", "presplit")
     judged = True
+    answer: ClassVar[str] = "entities"
+    """What a line of predictions calls its spans."""
 
     def __init__(
         self,
@@ -237,12 +239,12 @@ class Tagging(Task):
 
     def named(self, example: Words, spans: list[Span]) -> dict[str, Any]:
         """Spans of words as a line of predictions has them."""
-        entities = []
+        found = []
         for kind, first, last in spans:
             start, end = int(example.words[first, 0]), int(example.words[last - 1, 1])
             text = example.text[start:end]
-            entities.append({"type": kind, "start": start, "end": end, "text": text})
-        return {"entities": entities}
+            found.append({"type": kind, "start": start, "end": end, "text": text})
+        return {self.answer: found}
 
     def judge(
         self, examples: list[Example], records: dict[int, dict[str, Any]]
@@ -252,15 +254,14 @@ class Tagging(Task):
         whole = [(cast(Words, examples[n]), record) for n, record in records.items()]
         pairs = [zip(e.labels or (), record["tags"], strict=True) for e, record in whole]
         right = [gold == said for sentence in pairs for gold, said in sentence]
-        if all("entities" in record for _, record in whole):
-            gold = [_spans(self.named(e, spans_of_tags(e.labels or ()))) for e, _ in whole]
-            scores = span_scores(gold, [_spans(record) for _, record in whole])
+        if all(self.answer in record for _, record in whole):
+            gold = [self._spans(self.named(e, spans_of_tags(e.labels or ()))) for e, _ in whole]
+            scores = span_scores(gold, [self._spans(record) for _, record in whole])
         else:
-            gold = [{(tag, at) for at, tag in enumerate(e.labels or ())} for e, _ in whole]
-            said = [{(tag, at) for at, tag in enumerate(r["tags"])} for _, r in whole]
-            scores = span_scores(gold, said)
+            tags = [{(tag, at) for at, tag in enumerate(e.labels or ())} for e, _ in whole]
+            said = [{(tag, at) for at, tag in enumerate(record["tags"])} for _, record in whole]
+            scores = span_scores(tags, said)
         return {"accuracy": sum(right) / max(1, len(right)), **scores}
 
-
-def _spans(line: dict[str, Any]) -> set[tuple[Any, ...]]:
-    return {(e["type"], e["start"], e["end"]) for e in line["entities"]}
+    def _spans(self, line: dict[str, Any]) -> set[tuple[Any, ...]]:
+        return {(span["type"], span["start"], span["end"]) for span in line[self.answer]}
