@@ -55,6 +55,9 @@ LEAVES = (
     *("data/words.py", "tasks/crf.py", "tasks/tag_checks.py", "tasks/tag_files.py"),
     *("tasks/tagging.py", "tasks/tags.py", "tasks/word_head.py"),
     *("data/frames.py", "tasks/srl.py"),
+    *("data/relation_files.py", "data/event_files.py", "tasks/marking.py", "tasks/relations.py"),
+    *("tasks/relation_scores.py", "tasks/events.py", "tasks/event_arguments.py"),
+    "commands/extract.py",
 )
 CORE_CODE_LINES = 5500  # 3,000 was the aim
 FILE_LINES = 300

@@ -62,7 +62,11 @@ def write_universal(directory: Path) -> dict[str, Any]:
 def write_characters(directory: Path) -> dict[str, Any]:
     """A Chinese character a line."""
     for split in COUNTS:
-        _columns(directory / f"{split}.bmes", list(sentences(split, ("江河海", "山田石", "的一了看"))), " ")
+        _columns(
+            directory / f"{split}.bmes",
+            list(sentences(split, ("江河海", "山田石", "的一了看"))),
+            " ",
+        )
     return _options(directory, ".bmes")
 
 
@@ -78,7 +82,9 @@ def write_roles(directory: Path) -> dict[str, Any]:
                 {"predicate": 3, "sense": "build.01", "args": [["ARG0", 2, 2], ["ARG1", 4, 4]]},
             ]
             frames = [] if number == 7 else frames[: rng.randint(1, 2)]
-            lines.append(json.dumps({"id": number, "tokens": tokens + more, "frames": frames}) + "\n")
+            lines.append(
+                json.dumps({"id": number, "tokens": tokens + more, "frames": frames}) + "\n"
+            )
         (directory / f"{split}.jsonl").write_text("".join(lines))
     return _options(directory, ".jsonl")
 

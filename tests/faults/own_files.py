@@ -10,4 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {}
+from faults.files_events import write_events
+from faults.files_relations import write_relations
+
+OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
+    "EventTriggers": (write_events, False),
+    "RelationExtraction": (write_relations, False),
+}
