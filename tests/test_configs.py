@@ -94,6 +94,9 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
             tokenizer = str(request.getfixturevalue("bpe_path"))
             made = {"data.store": str(tmp_path / "store"), "data.tokenizer": tokenizer}
             made["data.length"] = 64
+            if settings(file)["model"]["init_args"].get("init_from"):
+                bundles = request.getfixturevalue("bundles")
+                made |= {"model.init_from": str(bundles / "masked"), "data.tokenizer": None}
             return mine | made | {"data.files": [corpus], "data.validation_share": 0.1}
         task = settings(file)["model"]["init_args"]["task"]
         task = task if isinstance(task, str) else task["class_path"]

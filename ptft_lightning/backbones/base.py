@@ -25,8 +25,10 @@ class Backbone(nn.Module):
         packs: whether several documents may share a row.
         layers: its repeated parts, the units of sharding, compiling and checkpointing.
         embedding: the token embedding, which heads may tie to.
+        key_shape: heads and width of a layer's keys and values.
         norm_eps: added under the root of its normalisations, and of those of heads.
         bias: whether its linear layers and norms have biases, and those of heads.
+        tied: whether it was pretrained under a head that projects by its embedding.
         recompute: whether each layer's activations are computed again in the backward pass.
     """
 
@@ -37,8 +39,10 @@ class Backbone(nn.Module):
     packs: bool
     layers: nn.ModuleList
     embedding: nn.Embedding
+    key_shape: tuple[int, int]
     norm_eps: float = 1e-5
     bias: bool = True
+    tied: bool = True
     recompute: bool = False
 
     def forward(
@@ -77,15 +81,22 @@ def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Te
     | `out`, `down` (add to the residual) | normal, 0.02 / sqrt(2 layers) | Radford et al. 2019 |
     | norm weights | 1 | Ba et al. 2016 |
     | biases | 0 | |
+    | `lora_a` | uniform, +- 1 / sqrt(inputs) | Hu et al. 2022, as in peft |
+    | `lora_b` | 0 | Hu et al. 2022 |
 
     Each value depends on (seed, name) alone: neither the device, the sharding nor the order in
     which modules are built changes it, and a rank can make one tensor at a time.
     """
     # On the CPU by name: Lightning builds models under the accelerator's device.
     if len(shape) == 1:
-        value = 0.0 if name.endswith("bias") else 1.0
-        return torch.full(tuple(shape), value, device="cpu")
+        level = 0.0 if name.endswith("bias") else 1.0
+        return torch.full(tuple(shape), level, device="cpu")
+    if name.endswith("lora_b"):
+        return torch.zeros(tuple(shape), device="cpu")
     residual = name.endswith(("out.weight", "down.weight"))
     std = STD / math.sqrt(2 * layers) if residual else STD
     generator = torch.Generator(device="cpu").manual_seed(random_key(seed, name) % 2**63)
-    return torch.empty(tuple(shape), device="cpu").normal_(0.0, std, generator=generator)
+    value = torch.empty(tuple(shape), device="cpu")
+    if name.endswith("lora_a"):
+        return value.uniform_(-(shape[1] ** -0.5), shape[1] ** -0.5, generator=generator)
+    return value.normal_(0.0, std, generator=generator)

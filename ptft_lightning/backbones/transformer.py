@@ -24,7 +24,8 @@ class Transformer(Backbone):
         self.config = config
         self.dim, self.vocab_size = config.dim, vocab_size
         self.max_length, self.causal = config.max_length, config.causal
-        self.norm_eps, self.bias = config.norm_eps, config.bias
+        self.norm_eps, self.bias, self.tied = config.norm_eps, config.bias, config.tie_embeddings
+        self.key_shape = config.key_heads, config.head_width
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.position: nn.Embedding | None = None
         self.token_type: nn.Embedding | None = None
@@ -74,7 +75,7 @@ class Transformer(Backbone):
             windowed = self.config.is_windowed(layer)
             shared = mask[windowed], rotary[windowed]
             before = None if prefix is None else prefix[layer]
-            if self.recompute and self.training:
+            if self.recompute and torch.is_grad_enabled():  # a frozen backbone is in evaluation
                 x = checkpoint(block, x, *shared, None, before, use_reentrant=False)
             else:
                 x = block(x, *shared, None if cache is None else cache.layers[layer], before)

@@ -29,9 +29,10 @@ WRITTEN = {
 def export(
     init_from: str,
     output: str,
-    format: Literal["huggingface"] = "huggingface",
+    format: Literal["huggingface", "peft"] = "huggingface",
     family: str | None = None,
     shard_gb: float = 5.0,
+    base: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a bundle in Hugging Face's layout, which transformers and many others read.
@@ -42,9 +43,11 @@ def export(
     Args:
         init_from: A bundle, run directory, checkpoint or Hugging Face folder.
         output: Directory to write.
-        format: The layout.
+        format: The layout: a model, low-rank adapters folded in, or peft's of those adapters alone.
         family: Model type such as bert, gpt2 or llama; default: the first that fits.
         shard_gb: Gigabytes of a file of tensors; larger models are written as several.
+        base: Where the base of init_from is, if that holds only what was trained and its base was
+            moved.
         overwrite: Replace an earlier export in `output`.
     """
     if shard_gb <= 0:

@@ -71,9 +71,11 @@ def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _bundle(place: Path) -> dict[str, Any]:
-    from ptft_lightning.interop.open import open_model  # torch only where it is needed
+    from ptft_lightning.interop.adapters import AdapterBundle  # torch only where it is needed
+    from ptft_lightning.interop.open import open_model
 
     bundle = open_model(place)
+    bundle = bundle.own if isinstance(bundle, AdapterBundle) else bundle
     shapes = {name: list(bundle.tensor(name).shape) for name in sorted(bundle.names())}
     return {
         "kind": f"{bundle.config['phase']} bundle",

@@ -19,6 +19,7 @@ def quieten() -> None:
         "when logging on epoch level in distributed setting",  # ours are reduced already
         "You defined a `validation_step`",  # no document was held out
         "but have no logger configured",  # test and validate print what they log
+        "module(s) in eval mode at the start of training",  # a frozen backbone
         "Precision bf16-mixed is not supported by the model summary",
     ):
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")

@@ -74,7 +74,7 @@ def tokenizer(
     limit, size = int(max_mb * 1e6), sum(size for _, size in sized)
     print(memory_estimate(kind, min(limit, size)), file=sys.stderr)
     bad = BadDocuments(on_bad=on_bad_document)
-    counted = _Counted(sample_documents(sized, Reading(column, encoding), limit, bad), limit, size)
+    counted = Counted(sample_documents(sized, Reading(column, encoding), limit, bad), limit, size)
     steps = [normalize] if isinstance(normalize, str) else normalize or []
     learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase, steps)
     if not counted.documents:
@@ -100,7 +100,7 @@ def memory_estimate(kind: Kind, sample: int) -> str:
     )
 
 
-class _Counted:
+class Counted:
     """Documents up to a number of bytes, with progress."""
 
     def __init__(self, documents: Iterator[str], limit: int, size: int) -> None:

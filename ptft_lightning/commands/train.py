@@ -89,6 +89,13 @@ class CLI(ConfigCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.add_argument(
+                *("--overlap",),
+                type=bool,
+                default=True,
+                help="Look for the test examples in the pretraining text, where it is still here.",
+            )
         if subcommand == "predict":
             parser.add_argument("--text", type=list[str] | str | None, help="Texts to predict.")
             parser.add_argument(
@@ -136,7 +143,7 @@ class CLI(ConfigCLI):
             raise UserError("predict needs a phase-two run: give --run_dir of a FinetuneModule's")
         model = options.model.init_args
         own = options.ckpt_path is not None or (run_dir / "bundle").is_dir()
-        if own or model.init_from is None or phase_two:
+        if own or model.init_from is None:
             model.init_from = bundle_of(options.ckpt_path, run_dir)
         model.backbone = None
         options.ckpt_path = None
@@ -156,6 +163,10 @@ class CLI(ConfigCLI):
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
         callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress()]
+        if self.subcommand == "fit" and getattr(self.datamodule, "validation_stores", None):
+            from ptft_lightning.modules.forgetting import Forgetting  # a leaf
+
+            callbacks.append(Forgetting())
         given = options.callbacks or []
         options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         plugins = options.plugins or []
@@ -197,6 +208,9 @@ class CLI(ConfigCLI):
                 from ptft_lightning.commands.report import write_beside
 
                 write_beside(Path(self.options.run_dir))
+            from ptft_lightning.modules.footprint import saved
+
+            say(saved(Path(self.options.run_dir)))
             say(f"done: {Path(self.options.run_dir) / 'bundle'}")
 
     def test(self, model: L.LightningModule, **kwargs: Any) -> None:
@@ -216,6 +230,10 @@ class CLI(ConfigCLI):
         if what == "test" and isinstance(model, FinetuneModule):
             model.keep_predictions(run_dir, "test")
         if self.trainer.is_global_zero:
+            if what == "test" and isinstance(model, FinetuneModule) and self.options.overlap:
+                from ptft_lightning.commands.overlap import guard  # a leaf
+
+                results[0].update(guard(model, run_dir))
             text = json.dumps(results[0])
             (run_dir / f"{what}.json").write_text(text + "\n")
             print(text)
@@ -239,7 +257,13 @@ class CLI(ConfigCLI):
             return
         output = Path(self.options.output or Path(self.options.run_dir) / "predictions.jsonl")
         output.parent.mkdir(parents=True, exist_ok=True)
+        if output.suffix == ".npy":
+            from ptft_lightning.commands.vectors import write_vectors  # a leaf
+
+            write_vectors(output, records)
+            return
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        cast(FinetuneModule, self.model).task.write_beside(output, examples, records)
         say(f"{len(lines)} predictions: {output}")
 
 

@@ -12,13 +12,12 @@ from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Layout
-from ptft_lightning.data.plan import check_share, shown_change
+from ptft_lightning.data.plan import check_share
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.row_batches import RowDataset, RowMaker
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
-from ptft_lightning.data.sources import HUB, expand_sources
-from ptft_lightning.data.streams import stored_size
+from ptft_lightning.data.sources import expand_sources
 from ptft_lightning.data.token_store import TokenStore, read_manifest
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
@@ -49,6 +48,10 @@ class CorpusDataModule(PhaseData):
         word_starts: Note in a new store where words start, for MaskedLM's whole_words.
         workers: Processes that read rows beside the training process, per rank.
         audit: A file that gets, per optimizer step, the samples used and a hash of each.
+        replay: Other token stores and which share of all rows comes from each, such as general
+            text in domain adaptation; an epoch is one pass over `store`.
+        validation_stores: Names and token stores of other text, whose held-out loss is told before
+            and after training; default: those of `replay`.
     """
 
     def __init__(
@@ -70,9 +73,18 @@ class CorpusDataModule(PhaseData):
         word_starts: bool = False,
         workers: int = 0,
         audit: str | None = None,
+        replay: dict[str, float] | None = None,
+        validation_stores: dict[str, str] | None = None,
     ) -> None:
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
         check_share(validation_share)
+        self.replay = replay or {}
+        others = {Path(other).name: other for other in self.replay}
+        self.validation_stores = others if validation_stores is None else validation_stores
+        if self.replay:
+            from ptft_lightning.data.mixture import check_replay
+
+            check_replay(self.replay, store)
         self.store, self.files, self.tokenizer_path = store, files or [], tokenizer
         self.column, self.layout, self.length = column, layout, length
         self.encoding, self.on_bad_document = encoding, on_bad_document
@@ -93,27 +105,12 @@ class CorpusDataModule(PhaseData):
         if not (Path(self.store) / "manifest.json").is_file():
             self._prepare()
         elif self.files:
-            self._check_plan(read_manifest(self.store).plan)
+            from ptft_lightning.data.store_checks import check_plan
+
+            check_plan(self)
         manifest = read_manifest(self.store)
         if manifest.bad_documents:
             say(BadDocuments(manifest.bad_kinds, manifest.bad_places).summary())
-
-    def _check_plan(self, plan: dict[str, Any]) -> None:
-        """A finished store must be of these files, as they are now."""
-        asked = {
-            "files": self.files,
-            "column": self.column,
-            "encoding": self.encoding,
-            "held_out": self.validation_share,
-            "stored": [0 if f.startswith(HUB) else stored_size(f) for f in self.files],
-        }
-        made = {"encoding": "utf-8"} | plan
-        changed = [shown_change(k, made.get(k), v) for k, v in asked.items() if made.get(k) != v]
-        if changed:
-            raise UserError(
-                f"the token store '{self.store}' was made from something else "
-                f"({', '.join(changed)}): give another data.store, or leave data.files out"
-            )
 
     @property
     def has_word_starts(self) -> bool:
@@ -157,33 +154,27 @@ class CorpusDataModule(PhaseData):
     def setup(self, stage: str) -> None:
         """Open the store and place this run's steps in it."""
         self._load_tokenizer()
-        self._check_store()
         module: Any = self._trainer().lightning_module
         self.objective: RowMaker = module.objective
-        self.train_rows = self._rows("train")
-        self.validation_rows = self._rows("validation")
+        from ptft_lightning.data.store_checks import check_stores
+
+        check_stores(self)
+        self.train_rows = self.rows_of(self.store, "train")
+        self.validation_rows = self.rows_of(self.store, "validation")
+        if self.replay:
+            from ptft_lightning.data.mixture import mix_rows
+
+            others = {name: self.rows_of(name, "train") for name in self.replay}
+            self.train_rows = mix_rows(self.train_rows, others, self.replay)
         if stage == "fit":
             if not len(self.train_rows):
                 raise UserError(f"the token store '{self.store}' holds no training documents")
             self.place_in_trainer()
 
-    def _check_store(self) -> None:
-        if self.word_starts and not self.has_word_starts:
-            raise UserError(
-                f"token store '{self.store}' was made without word starts: prepare it again into "
-                "another directory, or leave data.word_starts out"
-            )
-        made_by = read_manifest(self.store).tokenizer
-        if made_by != self.tokenizer.fingerprint:
-            raise UserError(
-                f"token store '{self.store}' was made with another tokenizer (fingerprint "
-                f"{made_by}, yours is {self.tokenizer.fingerprint}): prepare the text again into "
-                "another directory"
-            )
-
-    def _rows(self, split: str) -> Rows:
+    def rows_of(self, store: str, split: str) -> Rows:
+        """The rows of one split of a store."""
         return Rows(
-            TokenStore(self.store, split),
+            TokenStore(store, split),
             self.layout,
             self.length,
             self.tokenizer.pad,
@@ -211,8 +202,7 @@ class CorpusDataModule(PhaseData):
     def step_numbers(self, step: int) -> Numbers:
         """The rows of a step, sorted by shard so that each rank touches few."""
         numbers = np.arange(*self.segments.span(step), dtype=np.int64)
-        shards, _ = self.train_rows.order.place(numbers)
-        return numbers[np.argsort(shards, kind="stable")]
+        return numbers[np.argsort(self.train_rows.shards_of(numbers), kind="stable")]
 
     def identity(self) -> dict[str, Any]:
         """What decides the content of each sample."""
@@ -222,7 +212,13 @@ class CorpusDataModule(PhaseData):
             "length": self.length,
             "seed": self.seed,
             "window": self.window,
+            **self.train_rows.mixture,
         }
+
+    @property
+    def places(self) -> list[str]:
+        """See `PhaseData`."""
+        return [self.store, *self.replay]
 
     def _dataset(self, rows: Rows) -> RowDataset:
         audit = self.audit is not None
@@ -234,8 +230,11 @@ class CorpusDataModule(PhaseData):
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """The held-out rows, once; nothing where none were held out."""
-        if not len(self.validation_rows):
-            return []
-        return self.pass_loader(self._dataset(self.validation_rows), len(self.validation_rows))
+        rows = self.validation_rows
+        return self.pass_over(rows) if len(rows) else []
+
+    def pass_over(self, rows: Rows) -> BatchLoader:
+        """Rows once, in their order, shared out between the ranks."""
+        return self.pass_loader(self._dataset(rows), len(rows))
 
     test_dataloader = val_dataloader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ptft_lightning.data.batch import Batch, build_batch, hash_rows
-from ptft_lightning.data.examples import Columns, Encoded, Example
+from ptft_lightning.data.examples import Columns, Encoded, Example, documents_of
 from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.packing import Ids, best_fit
 from ptft_lightning.data.sample_order import Order
@@ -71,6 +72,8 @@ class ExampleDataset(Dataset[Batch]):
         self.examples, self.encoder, self.audit = examples, encoder, audit
         self.length, self.pad = length, tokenizer.pad
         self.order = Order((len(examples),), seed, shuffle=shuffle)
+        # Places hidden states that are kept: numbers, rows, starts, (B, T) -> (B, T, ...).
+        self.states: Callable[[Ids, Ids, Ids, tuple[int, ...]], npt.NDArray[Any]] | None = None
         self.counts = np.array([e.count for e in examples], np.int64)
 
     def __len__(self) -> int:
@@ -89,14 +92,19 @@ class ExampleDataset(Dataset[Batch]):
             self.examples[i] if n >= 0 else empty
             for i, n in zip(at.tolist(), slots.numbers.tolist(), strict=True)
         ]
+        read = documents_of(chosen)
         tokens, documents, segments, rows, starts = pack_examples(
-            chosen, self.length, self.pad, self.reserved
+            read, self.length, self.pad, self.reserved
         )
+        targets = self.encoder.targets(read, rows, starts)
+        if self.states is not None:
+            numbers = np.where(slots.numbers >= 0, at, -1)
+            targets["hidden"] = self.states(numbers, rows, starts, tokens.shape)
         return build_batch(
             tokens,
             documents,
             slots.numbers,
-            self.encoder.targets(chosen, rows, starts),
+            targets,
             slots.step_samples,
             segments=segments if segments.any() else None,
             hashes=_hash_examples(chosen) if self.audit else None,
@@ -145,7 +153,7 @@ def _hash_examples(chosen: list[Encoded]) -> Ids:
     return np.concatenate(
         [
             hash_rows(
-                [np.array([[*e.tokens, -1, *e.segments]])]
+                [np.array([[*d.tokens, -1, *d.segments]]) for d in (e, *e.also)]
                 + [np.array(e.targets[k]).reshape(1, -1) for k in sorted(e.targets)]
             )
             for e in chosen

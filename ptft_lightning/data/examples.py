@@ -83,6 +83,13 @@ class Encoded:
     """Targets that count in the loss."""
     spans: np.ndarray[Any, Any] | None = None
     """(tokens, 2): the characters each token covers, for tasks that answer with parts of a text."""
+    also: list[Encoded] = field(default_factory=list)
+    """Further texts of the example, each read as a document of its own."""
+
+
+def documents_of(encoded: list[Encoded]) -> list[Encoded]:
+    """Every document to be read: each example followed by its further texts."""
+    return [document for item in encoded for document in (item, *item.also)]
 
 
 def read_examples(path: str, columns: Columns, labelled: bool) -> list[Example]:
@@ -133,7 +140,7 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
 
 
 def read_records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and fields of every line of a .jsonl, .csv or .tsv file."""
+    """The records of a file, each with its place."""
     bare = bare_name(path)
     with open_bytes(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from ptft_lightning.data.examples import Encoded, Example
+from ptft_lightning.data.examples import Encoded, Example, documents_of
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 
@@ -92,6 +92,7 @@ def report_empty(split: str, examples: list[Example]) -> None:
 
 def report_cut(split: str, encoded: list[Encoded], max_length: int) -> None:
     """Tell of examples cut to `max_length`, and what that lost."""
+    encoded = documents_of(encoded)
     cut = [e for e in encoded if e.cut]
     if not cut:
         return

@@ -77,6 +77,11 @@ class PhaseData(L.LightningDataModule):
         """What a resume must not change: plain values, compared with the checkpoint's."""
         raise NotImplementedError
 
+    @property
+    def places(self) -> list[str]:
+        """Token stores as the user named them, for lineage.json."""
+        return []
+
     # Ranks and steps.
 
     def place_in_trainer(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Rows:
         shuffle: bool,
     ) -> None:
         self.store, self.length, self.pad = store, length, pad
+        self.mixture: dict[str, Any] = {}  # facts of a mixture of stores, which this is not
         self.pieces: list[Pieces] | None = None
         if layout == "documents":
             count = range(len(store.shards))
@@ -45,6 +47,10 @@ class Rows:
 
     def __len__(self) -> int:
         return self.order.rows
+
+    def shards_of(self, numbers: Numbers) -> Numbers:
+        """The shard of each sample."""
+        return self.order.place(numbers)[0]
 
     def read_words(self, numbers: Numbers) -> Ids:
         """For each token that `read` gives, 1 where it begins a word; (B, T + 1)."""

@@ -22,7 +22,7 @@ from ptft_lightning.data.findings import (
 from ptft_lightning.data.module import BatchLoader, PhaseData
 from ptft_lightning.data.plan import check_share
 from ptft_lightning.data.prepare import held_out
-from ptft_lightning.data.sample_order import Numbers, Segments
+from ptft_lightning.data.sample_order import Numbers, Segments, keyed_permutation
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
@@ -48,6 +48,7 @@ class TaskDataModule(PhaseData):
         global_batch_size: Examples per optimizer step, over all ranks.
         micro_batch_size: Examples computed at once on one rank.
         validation_share: Share of the training file held out when there is no validation file.
+        train_examples: Train on so many examples only, chosen by the seed.
         seed: Decides the order of the examples.
         workers: Processes that pack examples beside the training process, per rank.
         audit: A file that gets, per optimizer step, the samples used and a hash of each.
@@ -69,6 +70,7 @@ class TaskDataModule(PhaseData):
         global_batch_size: int = 32,
         micro_batch_size: int = 32,
         validation_share: float = 0.1,
+        train_examples: int | None = None,
         seed: int = 0,
         workers: int = 0,
         audit: str | None = None,
@@ -80,7 +82,9 @@ class TaskDataModule(PhaseData):
         self.label_names, self.unknown_labels = label_names, unknown_labels
         self.bad_examples = bad_examples
         self.tokenizer_path, self.max_length = tokenizer, max_length
-        self.validation_share = validation_share
+        self.validation_share, self.train_examples = validation_share, train_examples
+        if train_examples is not None and train_examples < 1:
+            raise UserError(f"data.train_examples is {train_examples}: give 1 or more")
         self.labels: list[str] = []
         self.datasets: dict[str, ExampleDataset] = {}
         self.examples: dict[str, list[Example]] = {}  # of the splits that are not shuffled
@@ -119,6 +123,11 @@ class TaskDataModule(PhaseData):
         module: Any = self._trainer().lightning_module
         self.task: TaskEncoder = module.task
         self.reserved = module.tuning.reserved
+        if self.max_length - self.reserved < 4:
+            raise UserError(
+                f"model.tuning.length is {self.reserved}, data.max_length {self.max_length}: an "
+                "example needs at least 4 tokens beside its prompt"
+            )
         self.labels = list(module.known_labels)
         if stage == "fit":
             self._setup_fit()
@@ -145,11 +154,20 @@ class TaskDataModule(PhaseData):
                     f"data.validation_share {share} leaves no example of '{self.files['train']}' "
                     "to train on: name a data.validation file"
                 )
-        self.datasets["train"] = self._dataset("train", train, shuffle=True)
+        self.datasets["train"] = self._dataset("train", self._fewer(train), shuffle=True)
         self.task.weigh(self.datasets["train"].examples, self.labels)
         if validation:
             self.datasets["validation"] = self._dataset("validation", validation, shuffle=False)
         self.segments = Segments(self.segments.table, period=self.train_samples)
+
+    def _fewer(self, train: list[Example]) -> list[Example]:
+        """The first of the seed's order: a larger choice holds the smaller ones."""
+        if (count := self.train_examples) is None:
+            return train
+        if count > len(train):
+            raise UserError(f"data.train_examples is {count}, there are {len(train)}: give fewer")
+        order = keyed_permutation(np.arange(count), len(train), (self.seed, "train_examples"))
+        return [train[i] for i in order.tolist()]
 
     def _setup_predict(self) -> None:
         if self.text is None and self.files["predict"] is None:

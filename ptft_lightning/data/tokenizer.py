@@ -60,6 +60,7 @@ class Tokenizer:
         pad, mask, begin, end: token ids, None where the vocabulary has none.
         size: number of ids, added tokens included.
         fingerprint: hash of all that decides how text is encoded.
+        extends: fingerprint of the tokenizer that this one adds tokens to, if it does.
         round_trips: whether decoding gives the text back, so that loss per byte means something.
     """
 
@@ -68,6 +69,7 @@ class Tokenizer:
         content, own = _content(text)
         self.fingerprint = _fingerprint(content, own)
         self.first: list[str] = own.get("first", [])
+        self.extends: str | None = own.get("extends")
         named = {part: (name,) if name else () for part, name in own.get("parts", {}).items()}
         self.raw = _load(json.dumps(content) if own else text, PARTS | named)
         parts = {part: self._find(names) for part, names in (PARTS | named).items()}
@@ -124,7 +126,7 @@ class Tokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        texts = self._normalized(texts)
+        texts = self.normalized(texts)
         encoded = self.raw.encode_batch_fast(texts, add_special_tokens=False)
         if not self._takes_names:
             return [e.ids for e in encoded]
@@ -135,7 +137,7 @@ class Tokenizer:
 
     def trace(self, texts: list[str]) -> list[Traced]:
         """The same ids with the word and the span of each token; slower than `encode`."""
-        texts = self._normalized(texts)
+        texts = self.normalized(texts)
         encoded = self.raw.encode_batch(texts, add_special_tokens=False)
         return [
             self._trace_apart(text)
@@ -158,7 +160,8 @@ class Tokenizer:
             found.append((traced.ids, spans if text.isascii() else with_marks(spans, text)))
         return found
 
-    def _normalized(self, texts: list[str]) -> list[str]:
+    def normalized(self, texts: list[str]) -> list[str]:
+        """After the `first` steps of normalisation."""
         if not self.first:
             return texts
         from ptft_lightning.data.normalization import normalize

@@ -77,7 +77,7 @@ def search_beams(
     rooms = [min(max_new_tokens, model.max_length - len(prompt)) for prompt in prompts]
     finished = [Finished(beams, length_penalty, room) for room in rooms]
     reader = Reader(model, prompts, max(rooms))
-    size, end, device = model.tokenizer.size, model.tokenizer.end, model.device
+    size, end, device = model.tokenizer.size, model.end, model.device
     reader.select(torch.arange(len(prompts), device=device).repeat_interleave(beams))
     first_row = torch.arange(len(prompts), device=device)[:, None] * beams
     # At first all beams are the prompt itself: one of them counts.

@@ -99,7 +99,7 @@ def continue_prompts(
     rooms = [model.max_length - len(prompt) for prompt in prompts]
     heard = [listen, *[None] * (len(prompts) - 1)]
     grown = [
-        Growth(model.tokenizer, prompt, limits, room, ear)
+        Growth(model.tokenizer, prompt, limits, room, ear, model.end)
         for prompt, room, ear in zip(prompts, rooms, heard, strict=True)
     ]
     steps = min(limits.max_new_tokens, max(rooms))

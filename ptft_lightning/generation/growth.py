@@ -70,6 +70,8 @@ class Growth:
     """Tokens until the model's max_length."""
     listen: Callable[[str], None] | None = None
     """Gets the text as it comes."""
+    end: int | None = None
+    """The token that ends it."""
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: Finish | None = None
@@ -81,7 +83,7 @@ class Growth:
 
     def add(self, token: int) -> None:
         """One more token."""
-        if token == self.tokenizer.end:
+        if token == self.end:
             self._end("end")
             return
         self.ids.append(token)

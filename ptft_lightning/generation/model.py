@@ -4,22 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.data.tokenizer import Tokenizer
-from ptft_lightning.objectives.base import PretrainHead
+
+
+class Projecting(Protocol):
+    """A head that gives the logits of tokens."""
+
+    def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """(..., dim) hidden states -> (..., vocabulary) logits."""
+        ...
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A backbone of phase one under its head, in evaluation mode, with its tokenizer."""
+    """A backbone under its head, in evaluation mode, with its tokenizer."""
 
     backbone: Backbone
-    head: PretrainHead
+    head: Projecting
     tokenizer: Tokenizer
+    ending: int | None = None
+    """The token that ends a continuation, where it is not the tokenizer's."""
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a continuation."""
+        return self.tokenizer.end if self.ending is None else self.ending
 
     @property
     def device(self) -> torch.device:

@@ -92,7 +92,7 @@ def score_documents(
     rows = read(model, documents, [window for found in pieces.values() for window in found])
     with torch.inference_mode():
         while batch := list(islice(rows, batch_size)):
-            for target, value in zip(*_predict(model, batch), strict=True):
+            for target, value in zip(*predict_rows(model, batch), strict=True):
                 scores[target[0]].log_probabilities[target[1]] = value
     return scores
 
@@ -129,7 +129,9 @@ def _read_masked(
             yield Row(row, [(i - w.start, w.document, i)], [ids[i]])
 
 
-def _predict(model: LanguageModel, rows: list[Row]) -> tuple[list[tuple[int, int]], list[float]]:
+def predict_rows(
+    model: LanguageModel, rows: list[Row]
+) -> tuple[list[tuple[int, int]], list[float]]:
     """(document, token's place) of each target of some rows, and its log-probability."""
     targets = [(at, *target) for at, row in enumerate(rows) for target in row.targets]
     if not targets:

@@ -68,10 +68,15 @@ class Bundle:
         """One tensor, on the CPU."""
         raise NotImplementedError
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it says of itself on disk."""
+        return self.config
+
     @cached_property
     def hash(self) -> str:
         """Names this bundle in the lineage of those made from it."""
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode())
         for name in sorted(self.names()):
             tensor = self.tensor(name).contiguous()
             digest.update(name.encode())

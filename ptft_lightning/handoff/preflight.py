@@ -13,6 +13,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle
 from ptft_lightning.tasks.base import Task
+from ptft_lightning.tuning.base import Tuning
 
 
 @dataclass
@@ -26,9 +27,14 @@ class Preflight:
         """The data must be encoded as the bundle's model learnt it."""
         own = bundle.tokenizer
         if own.fingerprint != tokenizer.fingerprint:
+            fix = "leave data.tokenizer out"
+            if tokenizer.extends == own.fingerprint:
+                fix = "it extends that one: train its new tokens in phase one first"
+            elif tokenizer.extends is not None:
+                fix = f"it extends another one ({tokenizer.extends}): extend the bundle's own"
             self.problems.append(
                 f"data.tokenizer has fingerprint {tokenizer.fingerprint}, the bundle "
-                f"'{bundle.path}' was trained with {own.fingerprint}: leave data.tokenizer out"
+                f"'{bundle.path}' was trained with {own.fingerprint}: {fix}"
             )
             return
         parts = ", ".join(f"{p} {getattr(own, p)}" for p in ("pad", "mask", "begin", "end"))
@@ -58,12 +64,16 @@ class Preflight:
         kind = f"{shape['kind']}, vocabulary {shape['vocab_size']}"
         self.inherited.append(f"backbone {kind}, {values}")
 
-    def causality(self, objective: str, needed: bool, causal: bool) -> None:
-        """Objective and backbone must look the same way."""
+    def causality(self, objective: str, needed: bool, causal: bool, given: bool = False) -> None:
+        """Objective and backbone, perhaps `given` by a bundle, must look the same way."""
         if needed != causal:
+            fix = ""
+            if given:
+                fix = ": it sees what it should predict, take MaskedLM"
+                fix = ": it never saw what follows a token, take CausalLM" if causal else fix
             self.problems.append(
                 f"objective '{objective}' needs model.backbone.causal {str(needed).lower()}, "
-                f"it is {str(causal).lower()}"
+                f"{'the bundle has' if given else 'it is'} {str(causal).lower()}{fix}"
             )
 
     def word_starts(self, needed: bool, data: CorpusDataModule) -> None:
@@ -102,6 +112,25 @@ class Preflight:
                 )
         if head["labels"]:
             self.inherited.append(f"labels {', '.join(head['labels'])}")
+
+    def reads(self, bundle: Bundle, tuning: Tuning) -> None:
+        """A tuned head goes on only with the hidden states it was trained on."""
+        was, now = bundle.config.get("reads", ""), tuning.reads
+        if was != now:
+            self.problems.append(
+                f"the bundle '{bundle.path}' was tuned to read {was or 'plainly'}, model.tuning "
+                f"reads {now or 'plainly'}: give the same model.tuning"
+            )
+
+    def untrained(self, bundle: Bundle, task: Task) -> None:
+        """Few tasks say anything before they are trained."""
+        if not task.zero_shot:
+            self.problems.append(
+                f"the bundle '{bundle.path}' is not tuned for '{task.name}': fit first, and give "
+                "the --run_dir of that run"
+            )
+            return
+        self.inherited.append(f"nothing is trained for '{task.name}': zero-shot")
 
     def finish(self) -> list[str]:
         """The inherited values.

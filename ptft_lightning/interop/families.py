@@ -81,6 +81,8 @@ def _obstacles(family: Family, config: Mapping[str, Any], pad: int) -> list[str]
         lines.append(f"the head is '{head['name']}' and would have to be {kinds}")
     elif head["name"] == Classification.name:
         lines += _task_obstacles(family, task_settings(config))
+    if config.get("reads"):
+        lines.append(f"it reads {config['reads']} and would have to read plainly")
     if family.name == "roberta" and transformer.position_start != pad + 1:
         lines.append(
             f"backbone.position_start is {transformer.position_start} and would have to be "

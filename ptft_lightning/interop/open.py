@@ -16,6 +16,7 @@ from torch import Tensor
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import FORMAT, Bundle, open_bundle
+from ptft_lightning.interop.adapters import AdapterBundle
 from ptft_lightning.interop.families import FAMILIES, OBJECTIVES, build_parts
 from ptft_lightning.interop.family import BUFFERS, Family
 from ptft_lightning.interop.settings import PLAIN, Settings
@@ -27,8 +28,12 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
 
-def open_model(path: str | Path) -> Bundle:
+def open_model(path: str | Path, base: str | None = None) -> Bundle:
     """What `--model.init_from` names: a Hugging Face folder or hub id, or one of our bundles.
+
+    Args:
+        path: Where it is.
+        base: Where the base is of a bundle that holds only what was trained, if it was moved.
 
     Raises:
         UserError: it is none of these, not whole, or holds a model that is not one of ours.
@@ -37,8 +42,10 @@ def open_model(path: str | Path) -> Bundle:
     if not folder.exists() and HUB_ID.fullmatch(str(path)) and not folder.parent.exists():
         folder = _fetch(str(path))
     if not is_huggingface(folder):
-        return open_bundle(path)
+        own = open_bundle(path)
+        return AdapterBundle(own, base) if "base" in own.config else own
     bundle = HuggingFaceBundle(folder)
+    bundle.path = str(path)
     if bundle.config["phase"] == "finetune" and not frames_alike(bundle.tokenizer):
         frame = bundle.tokenizer.frame([])
         print(
@@ -100,6 +107,11 @@ class HuggingFaceBundle(Bundle):
     def tokenizer(self) -> Tokenizer:
         """See `Bundle`."""
         return Tokenizer.load(self.folder)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Bundle`: not ours of it, which may get further settings."""
+        return read_json(self.folder / "config.json")
 
     def _find(self, head: str | None) -> dict[str, tuple[str, ...]]:
         """Their names of each of our tensors; all are there and have the right shape."""

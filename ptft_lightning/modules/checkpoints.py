@@ -201,9 +201,12 @@ class Checkpoints(Callback):
         place = self.run_dir / "bundle"
         if checkpoint is not None:
             place = checkpoint.with_name(checkpoint.name + ".bundle")
-        tensors, lineage = whole_state(module.net), module.lineage()
+        from ptft_lightning.interop.adapters import leave_to_base  # a leaf
+
+        left, base = leave_to_base(module.bundle, module.untouched, place)
+        tensors, lineage = whole_state(module.net, left), module.lineage()
         if trainer.is_global_zero:
-            config = module.bundle_config()
+            config = module.bundle_config() | base
             card = model_card(config, lineage)
             write_bundle(place, config, module.data.tokenizer, tensors, lineage, card)
         trainer.strategy.barrier()

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
@@ -19,10 +20,10 @@ from ptft_lightning.modules.nets import TaskNet, build_backbone
 from ptft_lightning.modules.optimizers import OptimizerConfig
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.predictions import Parts, Predictions, gather, of_batch
+from ptft_lightning.objectives.base import perplexity
 from ptft_lightning.tasks.base import Scored, Task
 from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Tuning
-from ptft_lightning.tuning.full import Full
 
 
 class FinetuneModule(PhaseModule):
@@ -37,6 +38,8 @@ class FinetuneModule(PhaseModule):
         from_scratch: Keep the bundle's tokenizer and shape but not its weights: the baseline that
             tells what pretraining was worth.
         backbone: Shape and kind of the model when there is no init_from.
+        base: Where the base of init_from is, if that holds only what was trained and its base was
+            moved.
         compile_layers: Compile each layer with torch.compile.
         activation_checkpointing: Recompute each layer in the backward pass to save memory.
         seed: Decides the initial values of the head and dropout.
@@ -57,9 +60,13 @@ class FinetuneModule(PhaseModule):
         compile_layers: bool = False,
         activation_checkpointing: bool = False,
         seed: int = 0,
+        base: str | None = None,
     ) -> None:
-        super().__init__(optimizer, init_from, compile_layers, activation_checkpointing, seed)
-        self.task, self.tuning, self.from_scratch = task, tuning or Full(), from_scratch
+        given = (optimizer, init_from, compile_layers, activation_checkpointing, seed)
+        super().__init__(*given, base, tuning)
+        self.task, self.from_scratch, self.base = task, from_scratch, base
+        if self._tuned_bundle:
+            task.found = dict(self._tuned_bundle.config.get("found", {}))
         if self.bundle is not None and backbone is not None:
             raise UserError(
                 "model.backbone and model.init_from: give one, the bundle brings its own"
@@ -76,8 +83,9 @@ class FinetuneModule(PhaseModule):
 
     @property
     def known_labels(self) -> list[str]:
-        """The label schema of a phase-two bundle; empty before one exists."""
-        return list(self._tuned_bundle.config["head"]["labels"]) if self._tuned_bundle else []
+        """The label schema of a phase-two bundle, else what the task knows beforehand."""
+        tuned = self._tuned_bundle
+        return list(tuned.config["head"]["labels"]) if tuned else self.task.known_labels()
 
     def preflight(self, data: PhaseData) -> None:
         """Check tokenizer, vocabulary, length and labels."""
@@ -88,8 +96,12 @@ class FinetuneModule(PhaseModule):
             check.backbone(self.bundle)
             if self._tuned_bundle:
                 check.labels(self.bundle, self.task)
+                check.reads(self.bundle, self.tuning)
+            elif self.trainer.state.fn != TrainerFn.FITTING:
+                check.untrained(self.bundle, self.task)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
+        self.task.check(data.tokenizer, shape["config"]["causal"])
         length = cast(TaskDataModule, data).max_length
         check.length("data.max_length", length, shape["config"]["max_length"])
         for line in check.finish():
@@ -120,10 +132,15 @@ class FinetuneModule(PhaseModule):
         """Backbone from the bundle; the head too when the bundle is of phase two."""
         if self.bundle is None or self.from_scratch:
             return None
-        if not (name.startswith("backbone.") or self._tuned_bundle):
+        own = self.bundle.config["head"]["name"] == self.task.goes_on_from
+        head = self._tuned_bundle or self.task.zero_shot or own
+        if not (name.startswith("backbone.") or head):
             return None
         if name not in self.bundle.names():
-            raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'")
+            if self.tuning.adds(name):
+                return None
+            needed = "" if self._tuned_bundle else f", which model.task '{self.task.name}' needs"
+            raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'{needed}")
         return self.bundle.tensor(name)
 
     def bundle_config(self) -> dict[str, Any]:
@@ -134,8 +151,10 @@ class FinetuneModule(PhaseModule):
             "phase": self.phase,
             "backbone": self._shape(data),
             "head": head,
-            "tuning": {"name": self.tuning.name, "config": self.tuning.config()},
+            "tuning": self.tuning.described,
+            "reads": self.tuning.reads,
             "data": data.reading(),
+            "found": dict(self.task.found),
         }
 
     def configure_model(self) -> None:
@@ -143,6 +162,11 @@ class FinetuneModule(PhaseModule):
         super().configure_model()
         if self.metrics is None:
             self.metrics = self.task.metrics(self.labels).to(self.trainer.strategy.root_device)
+
+    def on_fit_start(self) -> None:
+        """Let the tuning prepare."""
+        self.tuning.before_fit(self)
+        super().on_fit_start()
 
     def on_validation_epoch_start(self) -> None:
         """Predictions are those of the last pass."""
@@ -156,6 +180,7 @@ class FinetuneModule(PhaseModule):
     def _begin_predictions(self, split: str) -> None:
         data = cast(TaskDataModule, self.data)
         windows = data.datasets[split].examples
+        self.task.begin(split, len(windows))
         self.predictions.begin(data.examples[split], windows, self.task.judged)
 
     def records(self, split: str, parts: Parts) -> dict[int, dict[str, Any]]:
@@ -181,8 +206,20 @@ class FinetuneModule(PhaseModule):
         return output
 
     def _scores(self, batch: Batch, output: Output) -> Tensor | None:
-        net = cast(TaskNet, self.net)
-        return self.task.predict(net.backbone, net.head, batch, output, self.data.tokenizer)
+        net, given = cast(TaskNet, self.net), (batch, output, self.data.tokenizer)
+        if not self.task.decodes:
+            return self.task.predict(net.backbone, net.head, *given)
+        from ptft_lightning.modules.decoding import ready_to_decode  # a leaf
+
+        with ready_to_decode(net, self.compile_layers) as backbone:
+            return self.task.predict(backbone, net.head, *given)
+
+    def summary(self, losses: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
+        """Also perplexity, where the loss is a likelihood."""
+        values = super().summary(losses, metrics)
+        if self.task.likelihood:
+            values["perplexity"] = perplexity(values["loss"])
+        return values
 
     def eval_values(self) -> dict[str, float]:
         """Loss and the task's metrics; also how many examples were left out, where they may be."""
@@ -196,8 +233,15 @@ class FinetuneModule(PhaseModule):
             self.metrics.reset()
         if self.task.judged:
             records = self.records(split, self.predictions.parts)
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                self.task.settle(data.examples[split], records)
+                records = self.records(split, self.predictions.parts)
             values |= self.task.judge(data.examples[split], records)
         return values
+
+    def on_predict_epoch_start(self) -> None:
+        """See `on_validation_epoch_start`."""
+        self.task.begin("predict", 0)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Sample numbers and scores of a micro-batch, its empty slots left out."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle
+from ptft_lightning.interop.adapters import plain
 from ptft_lightning.interop.open import open_model
 from ptft_lightning.modules.nets import PretrainNet, build_backbone, fill
 from ptft_lightning.objectives.base import Objective
@@ -28,7 +29,7 @@ def load_pretrained(
     Raises:
         UserError: of phase two, no such device, or tensors that do not fit.
     """
-    place, bundle = _device(device), open_model(init_from)
+    place, bundle = _device(device), plain(open_model(init_from))
     head = bundle.config["head"]
     if bundle.config["phase"] != "pretrain" or head["name"] not in OBJECTIVES:
         raise UserError(

@@ -1,23 +1,54 @@
 """Muon for the matrices inside a backbone's layers, and several optimizers chained into one.
 
-Knows neither schedules nor which parameter is whose: see optimizers.py. torch's own Muon takes a
+Knows no schedules: see optimizers.py. torch's own Muon takes a
 fused matrix (query, key and value in one) for a single one; here each part is orthogonalised.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ptft_lightning.backbones.fused import part_rows
+from ptft_lightning.modules.nets import Net
+from ptft_lightning.tuning.lora import LoraLinear
 
 Rows = tuple[int, ...]
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the steepest quintic at 0
 STEPS = 5
 RMS = 0.2  # of AdamW's updates, so that its learning rates carry over (Liu et al. 2025)
+
+
+def hidden_matrices(net: Net) -> dict[Tensor, Rows]:
+    """What Muon moves: the trainable matrices inside the layers, with the rows of their parts.
+
+    Neither embeddings nor anything outside the layers, as heads: their rows are tokens or labels,
+    not directions (Jordan et al. 2024).
+    """
+    layers = net.backbone.layers
+    named = dict(layers.named_parameters())
+    tables = {m.weight for m in layers.modules() if isinstance(m, nn.Embedding)}
+    shapes = {_stem(n): p.shape for n, p in named.items() if p.ndim == 2}
+    adapters: dict[Tensor, Rows] = {}
+    for layer in layers.modules():
+        if isinstance(layer, LoraLinear):
+            adapters[layer.lora_a] = (layer.rank,) * len(layer.rows)
+            adapters[layer.lora_b] = tuple(layer.rows)
+    return {
+        matrix: adapters.get(matrix) or tuple(part_rows(_stem(name), shapes).values())
+        for name, matrix in named.items()
+        if matrix.ndim == 2 and matrix.requires_grad and matrix not in tables
+    }
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".weight")
 
 
 def precision(device: torch.device) -> torch.dtype:
@@ -70,13 +101,22 @@ class Muon(torch.optim.Optimizer):
         lr: Learning rate, on AdamW's scale.
         weight_decay: Share of lr by which weights shrink.
         momentum: Decay of the running mean of gradients; applied in Nesterov's form.
+        factors: What the learning rate of some is multiplied with; they are groups of their own.
     """
 
     def __init__(
-        self, matrices: dict[Tensor, Rows], lr: float, weight_decay: float, momentum: float
+        self,
+        matrices: dict[Tensor, Rows],
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        factors: Mapping[Tensor, float] = MappingProxyType({}),
     ) -> None:
         settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-        super().__init__(list(matrices), settings)
+        groups: dict[float, list[Tensor]] = {}
+        for matrix in matrices:
+            groups.setdefault(factors.get(matrix, 1.0), []).append(matrix)
+        super().__init__([{"params": groups[factor]} for factor in sorted(groups)], settings)
         self.rows = matrices
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -35,6 +35,10 @@ class Net(nn.Module):
         if not any(p.requires_grad for p in self.backbone.parameters()):
             self.backbone.eval()
         return self
+
+    def lend(self, use: Callable[[Backbone], Tensor]) -> Tensor:
+        """Use the backbone outside a step; a sharded one is gathered for it, on all ranks."""
+        return use(self.backbone)
 
     def hidden(self, batch: Batch) -> Tensor:
         """(B, T, dim) hidden states of a batch."""
@@ -106,13 +110,21 @@ def fill(
         UserError: a stored value has another shape.
     """
     net.to_empty(device=device)
-    new = []
+    new, shapes = [], {name: parameter.shape for name, parameter in net.named_parameters()}
+    reader: Reader | None = getattr(net, "reader", None)
+
+    def value_of(name: str) -> Tensor:
+        found = stored(name)
+        if found is not None:
+            return found
+        return initial_value(name, shapes[name], len(net.backbone.layers), seed)
+
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             value = stored(name)
             if value is None:
                 new.append(name)
-                value = initial_value(name, parameter.shape, len(net.backbone.layers), seed)
+                value = reader.initial(name, value_of, seed) if reader else value_of(name)
             if value.shape != parameter.shape:
                 raise UserError(
                     f"tensor '{name}' has shape {tuple(value.shape)} in the bundle, the model "
@@ -130,20 +142,24 @@ def fill(
 
 def shard(net: Net, mesh: Any) -> None:
     """FSDP2: one wrap per layer, the net as the root (Zhao et al. 2023)."""
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for layer in net.backbone.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(net, mesh=mesh)
+    register_fsdp_forward_method(net, "lend")
 
 
-def whole_state(net: Net) -> dict[str, Tensor]:
-    """Every tensor of the net under its plain name, on the CPU; all ranks must call it.
+def whole_state(net: Net, but: Container[str] = ()) -> dict[str, Tensor]:
+    """Every tensor of the net under its plain name, on the CPU; all ranks must call it. Those that
+    `but` names are left out.
 
     Sharded tensors are gathered one at a time; only rank 0's result is meant to be used.
     """
     state = {}
     for name, tensor in net.state_dict().items():
+        if name in but:
+            continue
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         state[name] = whole.detach().cpu()
     return state

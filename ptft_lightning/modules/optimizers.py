@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -73,59 +74,39 @@ def _shape(config: OptimizerConfig, done: float, span: int, total: int) -> float
     return 1.0
 
 
-def hidden_matrices(net: Net) -> dict[Tensor, tuple[int, ...]]:
-    """What Muon moves: the trainable matrices inside the layers, with the rows of their parts.
-
-    Neither embeddings nor anything outside the layers, as heads: their rows are tokens or labels,
-    not directions (Jordan et al. 2024).
-    """
-    named = dict(net.backbone.layers.named_parameters())
-    tables = {m.weight for m in net.backbone.layers.modules() if isinstance(m, nn.Embedding)}
-    return {
-        matrix: _part_rows(name, named)
-        for name, matrix in named.items()
-        if matrix.ndim == 2 and matrix.requires_grad and matrix not in tables
-    }
-
-
-# A fused matrix, who reads what its first part writes, and how many equal parts follow that one:
-# query, key and value; gate and value.
-FUSED = (("qkv.weight", "out.weight", 2), ("up.weight", "down.weight", 1))
-
-
-def _part_rows(name: str, named: dict[str, nn.Parameter]) -> tuple[int, ...]:
-    rows = named[name].shape[0]
-    for fused, reader, others in FUSED:
-        read = named.get(name.removesuffix(fused) + reader)
-        if name.endswith(f".{fused}") and read is not None and rows > read.shape[1]:
-            return read.shape[1], *[(rows - read.shape[1]) // others] * others
-    return (rows,)
-
-
 def parameter_groups(
-    net: nn.Module, config: OptimizerConfig, elsewhere: Container[Tensor] = ()
+    net: nn.Module,
+    config: OptimizerConfig,
+    elsewhere: Container[Tensor] = (),
+    factors: Mapping[Tensor, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """Matrices with weight decay, vectors without; every trainable parameter in exactly one, but
-    for those that `elsewhere` holds."""
-    trainable = [p for p in net.parameters() if p.requires_grad and p not in elsewhere]
-    decayed = [p for p in trainable if p.ndim >= 2]
-    plain = [p for p in trainable if p.ndim < 2]
-    assert len(decayed) + len(plain) == len({id(p) for p in trainable}), "a parameter was forgotten"
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+    """Matrices with weight decay, vectors without, apart by the `factors` of their learning rates;
+    every trainable parameter in exactly one, but for those that `elsewhere` holds."""
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    for p in net.parameters():
+        if p.requires_grad and p not in elsewhere:
+            groups.setdefault((p.ndim < 2, factors.get(p, 1.0)), []).append(p)
+    return [
+        {"params": members, "weight_decay": 0.0 if is_vector else config.weight_decay}
+        for (is_vector, _), members in sorted(groups.items(), key=lambda group: group[0])
     ]
-    return [group for group in groups if group["params"]]
 
 
-def build_optimizer(net: Net, config: OptimizerConfig, fused: bool) -> torch.optim.Optimizer:
+def build_optimizer(
+    net: Net,
+    config: OptimizerConfig,
+    fused: bool,
+    factors: Mapping[Tensor, float] = MappingProxyType({}),
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) over the parameter groups, behind Muon if asked.
 
     Raises:
         UserError: nothing trains, or nothing that Muon could move.
     """
+    from ptft_lightning.modules.muon import Chained, Muon, hidden_matrices  # a leaf
+
     matrices = hidden_matrices(net) if config.kind == "muon" else {}
-    groups = parameter_groups(net, config, matrices)
+    groups = parameter_groups(net, config, matrices, factors)
     if not groups and not matrices:
         raise UserError("no parameter is left to train: choose another model.tuning")
     parts: list[torch.optim.Optimizer] = []
@@ -138,15 +119,19 @@ def build_optimizer(net: Net, config: OptimizerConfig, fused: bool) -> torch.opt
         raise UserError(
             "optimizer.kind is 'muon', but no matrix inside the layers trains: choose 'adamw'"
         )
-    from ptft_lightning.modules.muon import Chained, Muon
+    muon = Muon(matrices, config.lr, config.weight_decay, config.momentum, factors)
+    return Chained(muon, *parts)
 
-    return Chained(Muon(matrices, config.lr, config.weight_decay, config.momentum), *parts)
 
-
-def apply_settings(optimizer: torch.optim.Optimizer, config: OptimizerConfig, rate: float) -> None:
+def apply_settings(
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    rate: float,
+    factors: Mapping[Tensor, float] = MappingProxyType({}),
+) -> None:
     """Write a step's settings into the optimizer: a restored state must not override the config."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * factors.get(group["params"][0], 1.0)
         group["weight_decay"] = config.weight_decay if group["params"][0].ndim >= 2 else 0.0
         if "momentum" in group:
             group["momentum"] = config.momentum

@@ -25,6 +25,8 @@ from ptft_lightning.modules.meter import Meter
 from ptft_lightning.modules.nets import Net, fill, shard
 from ptft_lightning.modules.optimizers import OptimizerConfig, apply_settings, build_optimizer
 from ptft_lightning.terms import Output
+from ptft_lightning.tuning.base import Tuning
+from ptft_lightning.tuning.full import Full
 
 
 class PhaseModule(L.LightningModule):
@@ -43,13 +45,17 @@ class PhaseModule(L.LightningModule):
         compile_layers: bool,
         activation_checkpointing: bool,
         seed: int,
+        base: str | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         super().__init__()
         self.optimizer_config, self.seed = optimizer, seed
         self.schedule = optimizers.learning_rate
         self.compile_layers = compile_layers
         self.activation_checkpointing = activation_checkpointing
-        self.bundle: Bundle | None = None if init_from is None else _open(init_from)
+        self.tuning = tuning or Full()
+        self.bundle = None if init_from is None else _open(init_from, base, self.tuning)
+        self.factors: dict[Tensor, float] = {}
         self.built = False
         self.train_meter, self.eval_meter = Meter(), Meter()
         self.tokens_seen = 0
@@ -97,7 +103,11 @@ class PhaseModule(L.LightningModule):
         if isinstance(strategy, ModelParallelStrategy):
             shard(self.net, whole_mesh(strategy, self.trainer.world_size))
         new = fill(self.net, strategy.root_device, self.stored, self.seed)
+        self.net.train()  # Lightning leaves modes as they are; a frozen backbone's is evaluation
         unused = self._unused(new)
+        fixed = {name for name, p in self.net.named_parameters() if not p.requires_grad}
+        self.untouched = fixed.difference(new)
+        self.tuning.settle(self.net.backbone)
         self.built = True
         if self.trainer.is_global_zero:
             self._report(new, unused)
@@ -124,12 +134,17 @@ class PhaseModule(L.LightningModule):
             listed = {"new": new, "unused": unused}
             parts = [f"{what}: {', '.join(names) or 'nothing'}" for what, names in listed.items()]
             say(f"loaded from '{self.bundle.path}'; {'; '.join(parts)}")
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            from ptft_lightning.modules.footprint import describe  # a leaf
+
+            describe(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Fused, but not under a gradient scaler, which would unscale behind clipping."""
-        return build_optimizer(
-            self.net, self.optimizer_config, fused=self.trainer.precision != "16-mixed"
-        )
+        layers, fused = len(self.net.backbone.layers), self.trainer.precision != "16-mixed"
+        named = self.net.named_parameters()
+        self.factors = {p: self.tuning.rate_factor(name, layers) for name, p in named}
+        return build_optimizer(self.net, self.optimizer_config, fused, self.factors)
 
     # Training.
 
@@ -154,7 +169,7 @@ class PhaseModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Settings of this step, whatever state was restored."""
         self.rate = self.schedule(self.optimizer_config, self.global_step, self.trainer.max_steps)
-        apply_settings(optimizer, self.optimizer_config, self.rate)
+        apply_settings(optimizer, self.optimizer_config, self.rate, self.factors)
 
     def configure_gradient_clipping(
         self,
@@ -281,14 +296,17 @@ class PhaseModule(L.LightningModule):
             "parameters": sum(p.numel() for p in self.net.parameters()),
             "seed": self.seed,
             "optimizer": self.optimizer_config.kind,
+            "lr": self.rate,
             "data": self.data.identity(),
+            "stores": self.data.places,
             "metrics": metrics,
             "versions": versions(),
             "parents": [parent_of(self.bundle)] if self.bundle is not None else [],
         }
 
 
-def _open(init_from: str) -> Bundle:
-    from ptft_lightning.interop.open import open_model  # a leaf
+def _open(init_from: str, base: str | None, tuning: Tuning) -> Bundle:
+    from ptft_lightning.interop.adapters import as_start  # leaves
+    from ptft_lightning.interop.open import open_model
 
-    return open_model(init_from)
+    return as_start(open_model(init_from, base), tuning.described)

@@ -27,8 +27,8 @@ class PretrainModule(PhaseModule):
         backbone: Shape and kind of the model; not with init_from, which brings its own.
         optimizer: Optimizer and schedule.
         vocab_size: Rows of the embedding; default: as many as the tokenizer has ids.
-        init_from: A phase-one bundle, run, checkpoint or Hugging Face folder to go on from with a
-            new schedule.
+        init_from: A bundle, run or checkpoint of either phase, or a Hugging Face folder, to go on
+            from with a new schedule; a tokenizer that extends its own brings new tokens.
         compile_layers: Compile each layer with torch.compile.
         activation_checkpointing: Recompute each layer in the backward pass to save memory.
         seed: Decides the initial values and dropout.
@@ -60,18 +60,31 @@ class PretrainModule(PhaseModule):
         check = Preflight()
         self.objective.check(data.tokenizer)
         if self.bundle is not None:
-            check.phase(self.bundle, ("pretrain",), "PretrainModule")
+            from ptft_lightning.handoff.continuing import going_on
+
+            check.phase(self.bundle, ("pretrain", "finetune"), "PretrainModule")
+            self._grow(data)
             check.tokenizer(self.bundle, data.tokenizer)
             check.backbone(self.bundle)
+            check.inherited += going_on(self.bundle, self.objective.name, self.optimizer_config.lr)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
         check.length(
             "data.length", cast(CorpusDataModule, data).length, shape["config"]["max_length"]
         )
         check.word_starts(self.objective.whole_words, cast(CorpusDataModule, data))
-        check.causality(self.objective.name, self.objective.causal, shape["config"]["causal"])
+        causal = shape["config"]["causal"]
+        given = self.bundle is not None
+        check.causality(self.objective.name, self.objective.causal, causal, given)
         for line in check.finish():
             say(f"inherited: {line}")
+
+    def _grow(self, data: PhaseData) -> None:
+        """Rows for the tokens of a tokenizer that extends the bundle's own."""
+        if self.bundle is not None and data.tokenizer.extends is not None:
+            from ptft_lightning.handoff.vocabulary import grow
+
+            self.bundle = grow(self.bundle, data.tokenizer)
 
     def _shape(self, data: PhaseData) -> dict[str, Any]:
         """The backbone as plain values."""
@@ -85,6 +98,7 @@ class PretrainModule(PhaseModule):
 
     def build_net(self, data: PhaseData) -> PretrainNet:
         """Backbone and the objective's head."""
+        self._grow(data)
         backbone = build_backbone(**self._shape(data))
         tied = self._shape(data)["config"]["tie_embeddings"]
         return PretrainNet(backbone, self.objective.build_head(backbone, tied))

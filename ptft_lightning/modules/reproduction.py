@@ -37,11 +37,13 @@ def reproduce(trainer: L.Trainer, module: FinetuneModule, run_dir: Path) -> None
         tuning=type(module.tuning)(**tuning["config"]),
         optimizer=module.optimizer_config,
         seed=module.seed,
+        base=module.base,
     )
     trainer.loggers, cast(Any, trainer).callbacks = [], []  # they belong to the fit
     datamodule: Any = module.data
     values = trainer.validate(fresh, datamodule=datamodule, verbose=False)[0]
     tolerance = CPU_TOLERANCE if trainer.strategy.root_device.type == "cpu" else TOLERANCE
+    tolerance = max(tolerance, module.tuning.tolerance)
     if changed := [
         f"{name} was {value}, is {values.get(name)}"
         for name, value in wanted.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,11 +26,15 @@ from ptft_lightning.report.scores import (
     pearson,
     predicted_number,
     reliability,
+    said,
     spearman,
+    told,
 )
 
 MISTAKES = 20  # shown, the most confident first
 CONFUSIONS = 12
+FEW = 40  # of predictions without a picture
+LONG = 600  # characters of a value
 BESIDE = 12  # classes up to which the matrix and the table stand beside each other
 Line = dict[str, Any]
 
@@ -63,7 +68,24 @@ def _told(split: str, lines: Sequence[Line]) -> str:
 
 
 def _other(lines: Sequence[Line]) -> list[str]:
-    return [page.paragraph("Predictions of this kind have no picture; the file holds them.")]
+    """What was read, what is right and what was predicted, side by side."""
+    rows = [
+        [_fields(said(line)), _shown(line["gold"]), _fields(told(line))] for line in lines[:FEW]
+    ]
+    head = [("read", "t"), ("right", "t"), ("predicted", "t")]
+    some = page.paragraph(f"The first {len(rows)}; the file holds them all.")
+    return [some, page.table(head, rows)]
+
+
+def _fields(values: dict[str, Any]) -> str:
+    if len(values) == 1:
+        return _shown(*values.values())
+    return "<br>".join(f"<small>{page.text(k)}</small> {_shown(v)}" for k, v in values.items())
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return page.text(text if len(text) <= LONG else text[: LONG - 1] + "…")
 
 
 # One of several classes.
@@ -174,6 +196,8 @@ def _mistakes(lines: Sequence[Line], confidence: Any, right: Any) -> str:
 
 
 def _text(line: Line) -> str:
+    if "text" not in line:
+        return _fields(said(line))
     pair = line.get("pair")
     first = page.text(line["text"])
     return first if pair is None else f"{first}<br><small>{page.text(pair)}</small>"

@@ -108,7 +108,7 @@ def read_run(directory: Path) -> Run:
         test=_whole(directory / "test.json", json.loads, troubles),
         samples=_lines(directory / "samples.jsonl", {"step", "prompt", "text"}, troubles),
         predictions={
-            split: _lines(directory / f"{split}_predictions.jsonl", {"text", "gold"}, troubles)
+            split: _lines(directory / f"{split}_predictions.jsonl", {"gold"}, troubles)
             for split in SPLITS
         },
         step=max([*steps, int(lineage.get("steps", 0))]),

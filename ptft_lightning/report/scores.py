@@ -27,6 +27,18 @@ def kind_of(line: dict[str, Any]) -> Kind:
     return "number" if predicted_number(line) is not None else "other"
 
 
+def said(line: dict[str, Any]) -> dict[str, Any]:
+    """What the model read: a line's keys before `gold`."""
+    names = list(line)
+    return {name: line[name] for name in names[: names.index("gold")] if name != "number"}
+
+
+def told(line: dict[str, Any]) -> dict[str, Any]:
+    """What it predicted: a line's keys after `gold`."""
+    names = list(line)
+    return {name: line[name] for name in names[names.index("gold") + 1 :]}
+
+
 def of_a_kind(lines: Sequence[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
     """The lines that can be scored together with the first, gold as text, texts or a number."""
     if kind == "other":

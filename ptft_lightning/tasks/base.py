@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy.typing as npt
@@ -66,6 +68,17 @@ class Task:
     higher_is_better: bool = True
     judged: ClassVar[bool] = False
     """Whether `judge` measures the lines of predictions; then a pass keeps all scores."""
+    zero_shot: bool = False
+    """Whether a phase-one model does the task untrained: the head is new without parameters, or
+    that model's own."""
+    found: Mapping[str, float] = MappingProxyType({})
+    """What `settle` chose; it travels in the bundle."""
+    likelihood: ClassVar[bool] = False
+    """Whether the loss is the likelihood of tokens, so that perplexity means something."""
+    decodes: ClassVar[bool] = False
+    """Whether `predict` runs the backbone again, so that it needs all of it."""
+    goes_on_from: ClassVar[str | None] = None
+    """The objective whose head's tensors this task's head begins with."""
 
     def watch(self, metric: str) -> None:
         """Let one of the task's metrics decide."""
@@ -75,6 +88,12 @@ class Task:
         """Plain values that rebuild the task, for the bundle."""
         raise NotImplementedError
 
+    def check(self, tokenizer: Tokenizer, causal: bool) -> None:
+        """Refuse a tokenizer or a backbone that the task cannot work with."""
+
+    def begin(self, split: str, count: int) -> None:
+        """A pass over so many windows of a split begins."""
+
     def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
         """The examples of a file; those that cannot be used are noted in `bad`."""
         return read_examples(path, columns, labelled)
@@ -82,6 +101,10 @@ class Task:
     def typed(self, text: str, columns: Columns, place: str) -> Example:
         """An example typed by a person."""
         return typed_example(text, columns, place)
+
+    def known_labels(self) -> list[str]:
+        """Those known before an example is read."""
+        return []
 
     def labels_of(self, example: Example) -> list[str]:
         """The labels of an example that must stand in the schema."""
@@ -101,7 +124,10 @@ class Task:
         """Add what training examples count in the loss to their targets; all count 1 here."""
 
     def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> Arrays:
-        """Targets of a micro-batch, given where each example's tokens begin: (E,) row and start."""
+        """Targets of a micro-batch, given where each document's tokens begin: (D,) row and start.
+
+        A document is an example, or one of its further texts, which follow it.
+        """
         raise NotImplementedError
 
     def uniform_loss(self, labels: list[str]) -> float | None:
@@ -138,6 +164,15 @@ class Task:
     ) -> dict[str, float]:
         """Metrics of lines of predictions, which are those of all ranks."""
         return {}
+
+    def settle(self, examples: list[Example], records: dict[int, dict[str, Any]]) -> None:
+        """Choose into `found` what depends on validation examples, such as a threshold; called in
+        a fit, before `judge`."""
+
+    def write_beside(
+        self, output: Path, examples: list[Example], records: dict[int, dict[str, Any]]
+    ) -> None:
+        """Files of the task's own beside a file of predictions."""
 
 
 class TaskHead(nn.Module):

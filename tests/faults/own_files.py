@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from faults.files_events import write_events
+from faults.files_qa import write_qa
 from faults.files_relations import write_relations
 
 OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
     "EventTriggers": (write_events, False),
+    "ExtractiveQA": (write_qa, False),
     "RelationExtraction": (write_relations, False),
 }

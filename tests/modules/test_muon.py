@@ -23,13 +23,19 @@ from torch import Tensor, nn
 
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
 from ptft_lightning.errors import UserError
-from ptft_lightning.modules.muon import COEFFICIENTS, STEPS, Chained, Muon, newton_schulz
+from ptft_lightning.modules.muon import (
+    COEFFICIENTS,
+    STEPS,
+    Chained,
+    Muon,
+    hidden_matrices,
+    newton_schulz,
+)
 from ptft_lightning.modules.nets import PretrainNet, fill
 from ptft_lightning.modules.optimizers import (
     OptimizerConfig,
     apply_settings,
     build_optimizer,
-    hidden_matrices,
 )
 from ptft_lightning.objectives.causal import CausalLM
 

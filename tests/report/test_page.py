@@ -200,11 +200,14 @@ def test_numbers(tmp_path):
     assert shown[0][0] == f"a {worst}b {worst}"
 
 
-def test_predictions_of_another_kind_are_not_drawn(tmp_path):
+def test_predictions_of_another_kind_stand_side_by_side(tmp_path):
     run = write_run(tmp_path / "run")
-    write_lines(run / "validation_predictions.jsonl", [{"number": 0, "text": "a", "gold": "O O"}])
+    line = {"number": 0, "question": "who?", "context": "Ann", "gold": ["Ann"], "answer": "<An>"}
+    write_lines(run / "validation_predictions.jsonl", [line])
     page = assert_self_contained(build_page([read_run(run)]))
-    assert "have no picture" in page.words
+    assert ["questionwho?contextAnn", '["Ann"]', "<An>"] in [
+        ["".join(cell.split()) for cell in cells] for cells in page.cells
+    ]
 
 
 def test_predictions_that_do_not_fit_are_counted(tmp_path):

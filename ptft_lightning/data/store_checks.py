@@ -1,0 +1,63 @@
+"""Whether finished token stores are those a run means; knows no model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ptft_lightning.data.plan import shown_change
+from ptft_lightning.data.sources import HUB
+from ptft_lightning.data.streams import stored_size
+from ptft_lightning.data.token_store import read_manifest
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from ptft_lightning.data.corpus import CorpusDataModule
+
+
+def check_plan(data: CorpusDataModule) -> None:
+    """A finished store must be of these files, as they are now.
+
+    Raises:
+        UserError: naming what changed.
+    """
+    asked: dict[str, Any] = {
+        "files": data.files,
+        "column": data.column,
+        "encoding": data.encoding,
+        "held_out": data.validation_share,
+        "stored": [0 if f.startswith(HUB) else stored_size(f) for f in data.files],
+    }
+    made = {"encoding": "utf-8"} | read_manifest(data.store).plan
+    changed = [shown_change(k, made.get(k), v) for k, v in asked.items() if made.get(k) != v]
+    if changed:
+        raise UserError(
+            f"the token store '{data.store}' was made from something else "
+            f"({', '.join(changed)}): give another data.store, or leave data.files out"
+        )
+
+
+def check_stores(data: CorpusDataModule) -> None:
+    """The store and those beside it hold this tokenizer's ids, and word starts where asked for.
+
+    Raises:
+        UserError: one does not, or is not there.
+    """
+    _check_store(data.store, data.tokenizer, data.word_starts)
+    for other in {**data.replay, **dict.fromkeys(data.validation_stores.values())}:
+        _check_store(other, data.tokenizer, data.objective.whole_words)
+
+
+def _check_store(store: str, tokenizer: Tokenizer, word_starts: bool) -> None:
+    manifest = read_manifest(store)
+    if word_starts and manifest.segmenter is None:
+        raise UserError(
+            f"token store '{store}' was made without word starts: prepare it again into "
+            "another directory, or leave data.word_starts out"
+        )
+    if manifest.tokenizer != tokenizer.fingerprint:
+        raise UserError(
+            f"token store '{store}' was made with another tokenizer (fingerprint "
+            f"{manifest.tokenizer}, yours is {tokenizer.fingerprint}): prepare the text again into "
+            "another directory"
+        )
