@@ -157,7 +157,7 @@ def _triples(
             pairs.append(pair | dict(kinds))
             owners.append((number, one, other))
     say(f"extract: {len(pairs)} pairs of entities to ask for")
-    options = {"marks": None, "head": "head", "tail": "tail", "last": False}
+    options = {"marks": [], "head": "head", "tail": "tail", "last": False}
     answers = steps.predict(relations, pairs, options) if pairs else []
     for (number, one, other), answer in zip(owners, answers, strict=True):
         label, likely = answer["label"], answer["probabilities"][answer["label"]]
