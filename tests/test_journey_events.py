@@ -38,7 +38,7 @@ def options(kind: str, run_dir: Path, files: Path, bpe_path: Path, **more: Any) 
         "model.backbone": {**BACKBONE, "max_length": 64, "dropout": 0.0},
         "model.task": kind,
         "data.max_length": 24 if kind == "EventTriggers" else 48,
-        "trainer.max_epochs": 8,
+        "trainer.max_epochs": 8 if kind == "EventTriggers" else 16,
     }
     return given | {k.replace("__", "."): v for k, v in more.items()}
 
