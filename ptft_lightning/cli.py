@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": (TRAINING, "metrics on the validation data"),
     "test": (TRAINING, "metrics on the test data"),
     "predict": (TRAINING, "predictions for a file or for --text"),
+    "extract": ("ptft_lightning.commands.extract", "triples or events from text, by two runs"),
     "tune": ("ptft_lightning.commands.tune", "look for a learning rate or a micro-batch size"),
     "sweep": ("ptft_lightning.commands.sweep", "try many settings of a config (Optuna)"),
     "transfer": ("ptft_lightning.commands.transfer", "was it worth it? many seeds, label counts"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.files_relations import LABELS, VERBS, write_relations
+from faults.files_relations import LABELS, MARKS, VERBS, write_relations
 from faults.kit import (
     BACKBONE,
     Run,
@@ -21,8 +21,6 @@ from faults.kit import (
     words,
 )
 from sklearn.metrics import accuracy_score, f1_score
-
-MARKED = {"marks": ["<e1>", "</e1>", "<e2>", "</e2>"]}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def options(run_dir: Path, files: Path, bpe_path: Path, **more: Any) -> dict[str
         "model.init_from": None,
         "model.backbone": {**BACKBONE, "max_length": 64, "dropout": 0.0},
         "model.task": "RelationExtraction",
-        "model.task.marks": MARKED["marks"],
+        "model.task.marks": MARKS,
         "model.task.negative": "Other",
         "data.max_length": 64,
         "trainer.max_epochs": 12,

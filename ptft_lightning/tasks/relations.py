@@ -42,7 +42,7 @@ class RelationExtraction(Task):
 
     Args:
         marks: Four pieces of text that stand before and after head and tail in the files, such as
-            [<e1>, </e1>, <e2>, </e2>]; default: head and tail are fields of their own.
+            [<e1>, </e1>, <e2>, </e2>]; default, or none: head and tail are fields of their own.
         head: The field of the head: a name, or a stretch [start, end] of characters, or of words
             where the text is a list of words.
         tail: The field of the tail.
@@ -78,14 +78,14 @@ class RelationExtraction(Task):
         label_smoothing: float = 0.0,
         monitor: Literal["macro_f1", "micro_f1", "accuracy", "loss"] = "micro_f1",
     ) -> None:
-        self.marks, self.head, self.tail, self.types = marks, head, tail, types
+        self.marks, self.head, self.tail, self.types = marks or None, head, tail, types
         self.last, self.joiner, self.negative = last, joiner, negative
         self.reading, self.dropout = reading, dropout
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
         self.watch(monitor)
-        if marks is not None and (len(set(marks)) != 4 or not all(marks)):
+        if marks and (len(set(marks)) != 4 or not all(marks)):
             raise UserError(f"task.marks is {marks}: give four different pieces, {[*MARKS]}")
-        if types is not None and (len(types) != 2 or marks is not None):
+        if types is not None and (len(types) != 2 or marks):
             raise UserError(f"task.types is {types}: give two fields, and leave out task.marks")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"task.label_smoothing is {label_smoothing}: give 0 to less than 1")

@@ -11,6 +11,7 @@ from faults.kit import LAND, OTHER, WATER
 
 COUNTS = {"train": 60, "validation": 23, "test": 23}
 LABELS = ("Feeds(e1,e2)", "Feeds(e2,e1)", "Other")
+MARKS = ["<e1>", "</e1>", "<e2>", "</e2>"]
 VERBS = dict(zip(LABELS, ("sees", "builds", "under"), strict=True))
 
 
@@ -44,7 +45,9 @@ def with_marks(row: dict[str, Any]) -> str:
 def write_relations(directory: Path) -> dict[str, Any]:
     """Marked texts (.jsonl), the same as the SemEval files have them (.txt), with stretches of
     words (_spans.jsonl) and with names (.tsv); the options that name the marked ones."""
-    given: dict[str, Any] = {"data.columns": {"text": "text", "label": "label"}}
+    columns = {"text": "text", "label": "label", "names": None}
+    given: dict[str, Any] = {"data.columns": columns, "model.task.marks": MARKS}
+    given["model.task.negative"] = "Other"
     for seed, (split, count) in enumerate(COUNTS.items()):
         rows = relation_rows(count, seed)
         marked = [{"text": with_marks(row), "label": row["label"]} for row in rows]

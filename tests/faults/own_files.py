@@ -10,18 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from faults.files_events import write_events
 from faults.files_generation import write_for_config
 from faults.files_matching import write_gaps, write_pairs
 from faults.files_qa import write_qa
+from faults.files_relations import write_relations
 from faults.files_tagging import write_characters, write_roles, write_tagged, write_universal
 
 OWN_FILES: dict[str, tuple[Callable[[Path], dict[str, Any]], bool]] = {
     "Cloze": (write_gaps, False),
+    "EventTriggers": (write_events, False),
     "ExtractiveQA": (write_qa, False),
-    "Matching": (write_pairs, False),
     "Generation": (write_for_config, True),
-    "Tagging": (write_tagged, False),
-    "pos": (write_universal, False),
-    "ner_zh": (write_characters, False),
+    "Matching": (write_pairs, False),
+    "RelationExtraction": (write_relations, False),
     "SemanticRoles": (write_roles, False),
+    "Tagging": (write_tagged, False),
+    "ner_zh": (write_characters, False),
+    "pos": (write_universal, False),
 }
