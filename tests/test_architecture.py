@@ -309,7 +309,7 @@ def write_run_configs() -> None:
 @pytest.mark.parametrize(("file", "command"), WRITTEN, ids=lambda value: value[:50])
 def test_a_command_in_the_documents_is_understood(file, command, checkout):
     args = shlex.split(command.partition(" #")[0])
-    if args[0] in ("inspect", "report", "sweep"):  # they have no config to print
+    if args[0] in ("inspect", "report", "sweep", "transfer"):  # they have no config to print
         known = done([args[0], "--help"]).out
         assert [word for word in args[1:] if word.startswith("--") and word not in known] == []
         return

@@ -97,7 +97,7 @@ class FinetuneModule(PhaseModule):
             if self._tuned_bundle:
                 check.labels(self.bundle, self.task)
                 check.reads(self.bundle, self.tuning)
-            elif self.trainer.state.fn != TrainerFn.FITTING:
+            elif data.trainer is not None and data.trainer.state.fn != TrainerFn.FITTING:
                 check.untrained(self.bundle, self.task)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])

@@ -88,7 +88,7 @@ def _sacrebleu() -> Any:
 
 def _rouge() -> Any:
     try:
-        from rouge_score import rouge_scorer  # type: ignore[import-untyped]
+        from rouge_score import rouge_scorer
     except ImportError:
         raise _missing("rouge", "rouge-score") from None
     return rouge_scorer

@@ -43,7 +43,7 @@ def test_bytes_that_never_become_a_character_come_at_the_end(bpe):
 def grow(tokenizer: Tokenizer, text: str, limits: Limits, room: int = 99) -> tuple[Growth, list]:
     (prompt, ids) = tokenizer.encode(["Two", text])
     heard: list[str] = []
-    growth = Growth(tokenizer, prompt, limits, room, heard.append)
+    growth = Growth(tokenizer, prompt, limits, room, heard.append, end=tokenizer.end)
     for token in [*ids, tokenizer.end]:
         if growth.finish is None:
             growth.add(token)

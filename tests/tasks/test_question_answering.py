@@ -281,7 +281,7 @@ def test_no_answer_where_it_is_likelier_by_the_threshold(
 ) -> None:
     """No answer is as likely as in the window that has least of it: here -1.5 against -2."""
     task = ExtractiveQA(unanswerable=True, threshold=threshold)
-    task.recall({"val_best_f1_threshold": 0.5})
+    task.found = {"threshold": 0.5}
     one, other = scores((0, 0, -2.0), absent=-1.5), scores((0, 0, -5.0), absent=-0.1)
     record = combined(task, wordpiece, one, other)
     assert record["doubt"] == pytest.approx(0.5)
