@@ -111,7 +111,7 @@ def test_measures_are_those_of_seqeval(kind, runs):
         for label in theirs.keys() - {"micro avg", "macro avg", "weighted avg"}:
             assert values[f"test_{name}_{label}"] == pytest.approx(theirs[label][of], abs=1e-6)
     assert values["test_support"] == theirs["micro avg"]["support"]
-    assert values["test_f1"] > 0.8, "it learned"
+    assert values["test_f1"] > 0.7, "it learned"
 
 
 def test_plain_tags_are_measured_by_word(runs):

@@ -29,7 +29,7 @@ NOISE = re.compile(
 # What a run may say before it is refused.
 NEWS = (
     *("inherited: ", "model: ", "loaded from ", "resuming from ", "prepare: ", "tokenizer: "),
-    *("train: ", "validation: ", "training: "),
+    *("train: ", "validation: ", "training: ", "optimizer: ", "bundle: "),
 )
 
 CONFIG = """\

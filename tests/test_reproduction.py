@@ -69,5 +69,17 @@ def test_a_bundle_that_forgets_a_setting_is_found_out(files, base_run, tmp_path,
     task = {"class_path": "Classification", "init_args": {"pooling": "last"}}
     options = finetune(tmp_path / "run", base_run, files) | {"model.task": task}
     monkeypatch.setattr(Classification, "shaping", ())
-    with pytest.raises(RuntimeError, match="does not give the metrics of its run"):
-        done(words("fit", options))
+    run = call(words("fit", options))
+    assert run.code == 2
+    assert "does not give the metrics of its run (val_" in run.errors[0]
+    assert (tmp_path / "run" / "bundle").is_dir()
+
+
+def test_metrics_that_were_measured_otherwise_are_not_compared(files, base_run, tmp_path):
+    """After a resume with another micro-batch the best bundle is that of the earlier rows."""
+    options = finetune(tmp_path / "run", base_run, files) | {"model.optimizer.lr": 1e-9}
+    stop = {"trainer.max_epochs": 1}  # no later validation is better than the first
+    done(words("fit", options | stop))
+    more = {"data.micro_batch_size": 7, "ckpt_path": "last"}
+    said = done(words("fit", options | more)).err
+    assert "not measured as they would be now: not compared" in said

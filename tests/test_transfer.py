@@ -124,6 +124,11 @@ def test_starts_labels_seeds_and_tests_become_a_table(config, base, files, tmp_p
     assert done(args).out == said
     assert called == []
 
+    config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.004"))
+    refused = call([*args[:-4], "--start", f"source={files}"])
+    assert refused.code == 2
+    assert "holds a comparison with other settings (config, starts source)" in refused.err
+
 
 def test_a_fine_tuning_that_fails_ends_it_with_its_reason(config, base, tmp_path):
     args = ["transfer", "--config", str(config), "--start", "a=nowhere"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from ptft_lightning.commands import train
 from ptft_lightning.commands.runs import bundle_of
-from ptft_lightning.commands.texts import read_documents, read_lines, texts_in
+from ptft_lightning.commands.texts import ONE_PROCESS, read_documents, read_lines, texts_in
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.module import say
 from ptft_lightning.data.passages import Bm25, Passage, cut_passages
@@ -25,7 +25,6 @@ from ptft_lightning.handoff.bundle import open_bundle
 
 Found = list[list[tuple[int, float]]]
 Line = dict[str, Any]
-ONE_PROCESS = ("--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto")
 
 
 def answer(

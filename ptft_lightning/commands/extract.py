@@ -14,13 +14,14 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from ptft_lightning.commands.texts import read_documents, read_lines, texts_in
+from ptft_lightning.commands.texts import ONE_PROCESS, read_documents, read_lines, texts_in
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import open_bundle
 
 Record = dict[str, Any]
+SIGNS = 10  # tokens of a row that are for the signs around two entities
 DIRECTED = re.compile(r"(.+)\((e[12]),e[12]\)")
 
 
@@ -110,7 +111,8 @@ class _Steps:
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         file.write_text("".join(lines), encoding="utf-8")
         words = ["--run_dir", run_dir, "--data.predict", str(file), "--output", str(out)]
-        words += ["--trainer.accelerator", self.accelerator, "--data.columns", '{"text": "text"}']
+        words += ["--trainer.accelerator", self.accelerator, *ONE_PROCESS]
+        words += ["--data.columns", '{"text": "text"}']
         for name, value in options.items():
             words += [
                 f"--model.task.{name}",
@@ -147,16 +149,25 @@ def _triples(
         )
     tagged = steps.predict(tagger, [{"text": text} for text in texts], {"format": "json"})
     directed = all(DIRECTED.fullmatch(label) for label in labels if label != task["negative"])
+    longest = (int(open_bundle(relations).config["data"]["max_length"]) - SIGNS) // 2
     lines, pairs, owners = list[Record](), list[Record](), list[tuple[int, Record, Record]]()
+    left_out = 0
     for number, answer in enumerate(tagged):
         lines.append({"text": answer["text"], "entities": answer["entities"], "triples": []})
-        for one, other in _pairs(answer["entities"], distance, directed):
+        short = [e for e in answer["entities"] if e["end"] - e["start"] <= longest]
+        left_out += len(answer["entities"]) - len(short)
+        for one, other in _pairs(short, distance, directed):
             stretches = [[e["start"], e["end"]] for e in (one, other)]
             pair = {"text": answer["text"], "head": stretches[0], "tail": stretches[1]}
             kinds = zip(task["types"] or (), (one["type"], other["type"]), strict=False)
             pairs.append(pair | dict(kinds))
             owners.append((number, one, other))
     say(f"extract: {len(pairs)} pairs of entities to ask for")
+    if left_out:
+        say(
+            f"extract: {left_out} entities of more than {longest} characters are in no pair: "
+            f"'{relations}' could not read two of them"
+        )
     options = {"marks": [], "head": "head", "tail": "tail", "last": False}
     answers = steps.predict(relations, pairs, options) if pairs else []
     for (number, one, other), answer in zip(owners, answers, strict=True):

@@ -18,8 +18,9 @@ from ptft_lightning.progress import ByteProgress
 def merge(init_from: str, output: str, base: str | None = None, overwrite: bool = False) -> None:
     """Write a bundle whole: the tensors of its base in it, low-rank adapters folded in.
 
-    It computes what the bundle with its base computes. What a tuning trained outside the
-    backbone's weights, such as a prefix, stays as it is.
+    It computes what the bundle with its base computes, but for adapters that were trained beside
+    4-bit weights: they are folded into the weights as they were before. What a tuning trained
+    outside the backbone's weights, such as a prefix, stays as it is.
 
     Args:
         init_from: A bundle, run directory or checkpoint, or a folder of peft's.

@@ -71,7 +71,8 @@ def _read(path: str) -> tuple[list[str], Vectors]:
     texts, vectors = [], list[Any]()
     for place, record in read_records(path, Columns()):
         vector = record.get("embedding")
-        if not isinstance(vector, list) or not vector or "text" not in record:
+        numbers = isinstance(vector, list) and all(isinstance(x, int | float) for x in vector)
+        if not vector or not numbers or "text" not in record:
             raise UserError(
                 f"{place}: no text with an embedding; give what `predict` wrote for single texts "
                 "with a run of Matching"

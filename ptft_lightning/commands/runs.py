@@ -91,14 +91,14 @@ def config_of(command: str, args: list[str]) -> list[str]:
     if (Path(run_dir) / "config.json").is_file():
         from ptft_lightning.commands.bundle_config import config_of_bundle  # a leaf
 
-        return ["--config", yaml.safe_dump(config_of_bundle(Path(run_dir))), *args]
+        return ["--config", yaml.safe_dump(config_of_bundle(Path(run_dir)), sort_keys=False), *args]
     if not file.is_file():
         raise UserError(f"no run in '{run_dir}': it has no config.yaml; give another --run_dir")
     content = yaml.safe_load(file.read_text())
     kept = {key: content[key] for key in SHARED_KEYS}
     kept["trainer"].pop("logger", None)
     kept["data"]["init_args"]["audit"] = None
-    return ["--config", yaml.safe_dump(kept), *args]
+    return ["--config", yaml.safe_dump(kept, sort_keys=False), *args]
 
 
 def config_files(args: list[str]) -> list[str]:

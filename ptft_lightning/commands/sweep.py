@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import math
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +19,7 @@ from typing import IO, Any, Literal
 
 import yaml
 
+from ptft_lightning.commands.exclusive import STOPPED, exclusive
 from ptft_lightning.commands.sweep_results import (
     aligned,
     error_of,
@@ -36,7 +34,6 @@ from ptft_lightning.errors import UserError
 
 Direction = Literal["minimize", "maximize"]
 MINIMIZED, MAXIMIZED = ("loss", "perplexity", "bits_per_byte"), ("accuracy",)
-STOPPED = 75  # as an interrupted fit
 POLL_S = 0.5
 
 
@@ -89,7 +86,7 @@ def _config_words(configs: list[str]) -> list[str]:
 class Sweep:
     """The trials of one directory."""
 
-    def __init__(self, options: Namespace) -> None:
+    def __init__(self, options: Namespace, lock: IO[str]) -> None:
         self.options, self.output = options, Path(options.output)
         self.direction = direction_of(options.metric, options.direction)
         if options.trials < 1:
@@ -98,21 +95,8 @@ class Sweep:
         from ptft_lightning.commands.sweep_space import read_space
 
         self.space = read_space(options.space, self.config)
-        self.lock = self._lock()
+        self.lock = lock
         self.study = self._open()
-
-    def _lock(self) -> IO[str]:
-        """Held by this process and by the trial it runs, which may outlive it."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        lock = open(self.output / ".lock", "w")  # noqa: SIM115 - as long as the sweep
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"--output '{self.output}': another sweep, or a trial that one left behind, still "
-                "runs there: wait for it or end it"
-            ) from error
-        return lock
 
     def _open(self) -> Any:
         import optuna
@@ -262,19 +246,11 @@ class Sweep:
 def run(command: str, args: list[str]) -> None:
     """The command line's way in."""
     options = build_parser().parse_args(args)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("sweep starts its own runs: call it without torchrun")
     try:
         import optuna  # noqa: F401
     except ImportError as error:
         raise UserError("sweep needs Optuna: pip install 'ptft-lightning[sweep]'") from error
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
-    try:
-        sweep = Sweep(options)
-        try:
-            sweep.run()
-            sweep.finish()
-        finally:
-            sweep.lock.close()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with exclusive(command, Path(options.output)) as lock:
+        sweep = Sweep(options, lock)
+        sweep.run()
+        sweep.finish()

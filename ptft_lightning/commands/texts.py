@@ -13,6 +13,9 @@ from ptft_lightning.data.documents import Reading, check_file, read_unit, split_
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 
+# For commands that predict in steps: other processes would know nothing of the files between.
+ONE_PROCESS = ("--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto")
+
 T = TypeVar("T")
 
 

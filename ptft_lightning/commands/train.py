@@ -190,10 +190,6 @@ class CLI(ConfigCLI):
             sys.exit(EXIT_CODE if self.trainer.local_rank == 0 else 0)
         if cast(Any, self.trainer).fast_dev_run:
             return
-        if isinstance(self.model, FinetuneModule):
-            from ptft_lightning.modules.reproduction import reproduce  # a leaf
-
-            reproduce(self.trainer, self.model, Path(self.options.run_dir))
         if self.trainer.is_global_zero:
             if self.options.report:
                 from ptft_lightning.commands.report import write_beside
@@ -202,7 +198,11 @@ class CLI(ConfigCLI):
             from ptft_lightning.modules.footprint import saved
 
             say(saved(Path(self.options.run_dir)))
-            say(f"done: {Path(self.options.run_dir) / 'bundle'}")
+        if isinstance(self.model, FinetuneModule):
+            from ptft_lightning.modules.reproduction import reproduce
+
+            reproduce(self.trainer, self.model, Path(self.options.run_dir))
+        say(f"done: {Path(self.options.run_dir) / 'bundle'}")
 
     def test(self, model: L.LightningModule, **kwargs: Any) -> None:
         """Test, and keep the metrics in the run directory."""
@@ -220,14 +220,16 @@ class CLI(ConfigCLI):
         run_dir.mkdir(parents=True, exist_ok=True)
         if what == "test" and isinstance(model, FinetuneModule):
             model.keep_predictions(run_dir, "test")
-        if self.trainer.is_global_zero:
-            if what == "test" and isinstance(model, FinetuneModule) and self.options.overlap:
-                from ptft_lightning.commands.overlap import guard  # a leaf
+        if not self.trainer.is_global_zero:
+            return
+        file = run_dir / f"{what}.json"
+        file.write_text(json.dumps(results[0]) + "\n")  # whatever becomes of what follows
+        if what == "test" and isinstance(model, FinetuneModule) and self.options.overlap:
+            from ptft_lightning.commands.overlap import guard  # a leaf
 
-                results[0].update(guard(model, run_dir))
-            text = json.dumps(results[0])
-            (run_dir / f"{what}.json").write_text(text + "\n")
-            print(text)
+            results[0].update(guard(model, run_dir))
+            file.write_text(json.dumps(results[0]) + "\n")
+        print(json.dumps(results[0]))
 
     def predict(self, model: FinetuneModule, **kwargs: Any) -> None:
         """Predict, and write one JSON line per example in the order of the file."""

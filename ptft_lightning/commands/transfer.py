@@ -13,10 +13,11 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
+from ptft_lightning.commands.exclusive import STOPPED, exclusive
 from ptft_lightning.commands.sweep import whole_config
 from ptft_lightning.commands.sweep_results import aligned, error_of
 from ptft_lightning.commands.tool import OneLineParser
@@ -30,10 +31,10 @@ from ptft_lightning.commands.transfer_results import (
 )
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
+from ptft_lightning.tasks.base import LOWER_IS_BETTER
 
 RANDOM = "random"
-STOPPED = 75  # as an interrupted fit
-LOWER_IS_BETTER = ("loss", "mse", "perplexity")
+SETTINGS = "transfer.json"
 
 
 def build_parser() -> OneLineParser:
@@ -61,8 +62,8 @@ def build_parser() -> OneLineParser:
 class Transfer:
     """The trials of one directory."""
 
-    def __init__(self, options: Namespace) -> None:
-        self.options, self.output = options, Path(options.output)
+    def __init__(self, options: Namespace, lock: IO[str]) -> None:
+        self.options, self.output, self.lock = options, Path(options.output), lock
         if options.seeds < 1:
             raise UserError(f"--seeds is {options.seeds}: give 1 or more")
         self.starts = _pairs("--start", options.start, bare=(RANDOM,))
@@ -77,6 +78,27 @@ class Transfer:
             raise UserError(f"--config {options.config}: transfer needs a phase-two config")
         if not self.tests and self.config["data"]["init_args"]["test"] is None:
             raise UserError("what to test on? give data.test in the config, or --test NAME=FILE")
+        self._keep_settings()
+
+    def _keep_settings(self) -> None:
+        """Note what the trials are made from: those of other settings must not be compared."""
+        config = {k: v for k, v in self.config.items() if k != "run_dir"}
+        mine = {"config": config, "random_epochs": self.options.random_epochs}
+        mine |= {"starts": self.starts, "tests": self.tests}
+        file = self.output / SETTINGS
+        theirs = json.loads(file.read_text()) if file.is_file() else mine
+        mine = json.loads(json.dumps(mine))
+        changed = [name for name in ("config", "random_epochs") if mine[name] != theirs[name]]
+        for kind in ("starts", "tests"):
+            both = mine[kind].keys() & theirs[kind].keys()
+            changed += [f"{kind} {n}" for n in sorted(both) if mine[kind][n] != theirs[kind][n]]
+            mine[kind] = theirs[kind] | mine[kind]
+        if changed:
+            raise UserError(
+                f"--output '{self.output}' holds a comparison with other settings ("
+                f"{', '.join(changed)}): give another --output"
+            )
+        file.write_text(json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
 
     def trials(self) -> list[Trial]:
         """All of them, few labels first, so that a look at the table tells something early."""
@@ -95,7 +117,7 @@ class Transfer:
             found += self._outcomes(trial, number, len(trials))
         order = {name: i for i, name in enumerate(self.starts)}
         found.sort(key=lambda o: order[o.trial.arm])
-        return Outcomes(found, not self.metric.endswith(LOWER_IS_BETTER))
+        return Outcomes(found, self.metric.removeprefix("test_") not in LOWER_IS_BETTER)
 
     def _outcomes(self, trial: Trial, number: int, total: int) -> list[Outcome]:
         at = self.output / "runs" / trial.name
@@ -105,12 +127,15 @@ class Transfer:
             at.mkdir(parents=True, exist_ok=True)
             if not (at / "fitted").is_file():
                 began = time.perf_counter()
-                self._call(at, self._fit_words(trial, at))
-                _add_seconds(at, time.perf_counter() - began)
+                try:
+                    self._call(at, self._fit_words(trial, at))
+                finally:
+                    _add_seconds(at, time.perf_counter() - began)
                 (at / "fitted").touch()
             for name in missing:
                 file = ["--data.test", self.tests[name]] if self.tests else []
-                self._call(at, ["test", "--run_dir", str(at), *file])
+                # The text of phase one would be read again for every trial.
+                self._call(at, ["test", "--run_dir", str(at), "--overlap", "false", *file])
                 (at / "test.json").replace(at / f"test_{name}.json")
         self.metric = self.options.metric or self._monitor(at)
         if not self.metric.startswith("test_"):
@@ -146,7 +171,10 @@ class Transfer:
         """
         with open(at / "log.txt", "a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "ptft_lightning", *words], stdout=log, stderr=log
+                [sys.executable, "-m", "ptft_lightning", *words],
+                stdout=log,
+                stderr=log,
+                pass_fds=(self.lock.fileno(),),
             )
             try:
                 code = process.wait()
@@ -213,5 +241,7 @@ def _add_seconds(at: Path, seconds: float) -> None:
 
 def run(command: str, args: list[str]) -> None:
     """The command line's way in."""
-    transfer = Transfer(build_parser().parse_args(args))
-    transfer.write(transfer.run())
+    options = build_parser().parse_args(args)
+    with exclusive(command, Path(options.output)) as lock:
+        transfer = Transfer(options, lock)
+        transfer.write(transfer.run())

@@ -80,7 +80,8 @@ class Outcomes:
             for labels in self.labels:
                 for test in self.tests:
                     m = self.mean(arm, labels, test)
-                    times = [o.seconds for o in self.found if o.trial.arm == arm]
+                    same = (arm, labels)
+                    times = [o.seconds for o in self.found if (o.trial.arm, o.trial.labels) == same]
                     interval = f"{m.low:.4f} to {m.high:.4f}" if m.count > 1 else "-"
                     spread = f"{m.spread:.4f}" if m.count > 1 else "-"
                     cells = [arm, str(labels), test, f"{m.value:.4f}", spread, interval]

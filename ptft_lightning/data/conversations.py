@@ -120,7 +120,10 @@ def _text(record: Record, name: str) -> str:
             f"no '{name}', there are {list(record)}: name the right columns or choose the file's "
             "model.task.format"
         )
-    return str(record[name])
+    value = record[name]
+    if not isinstance(value, str | int | float):
+        raise Unusable(f"'{name}' is {str(value)[:40]!r}, a {type(value).__name__}: give a text")
+    return str(value)
 
 
 def _answers(answers: list[str], labelled: bool) -> list[str]:
@@ -134,7 +137,11 @@ def _of_columns(record: Record, layout: Layout, labelled: bool) -> Parts:
     columns = layout.columns
     target = columns.pair or columns.label
     source = _text(record, columns.text)
-    answers = [_text(record, target)] if labelled or record.get(target) is not None else []
+    given, answers = record.get(target), list[str]()
+    if isinstance(given, list) and all(isinstance(text, str) for text in given):
+        answers = given  # the first is learned from, all of them are right
+    elif labelled or given is not None:
+        answers = [_text(record, target)]
     further = record.get(layout.references) if layout.references is not None else None
     further = further if isinstance(further, list) else [further]
     answers += [str(text) for text in further if text is not None]
@@ -192,7 +199,7 @@ def _said_by(record: Record, name: str, by: str, what: str) -> list[Turn]:
     turns = []
     for number, one in enumerate(_list(record, name), start=1):
         role = one.get(by) if isinstance(one, dict) else None
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise Unusable(
                 f"{name} {number} is of role {role!r}: only {', '.join(ROLES)} are known"
             )

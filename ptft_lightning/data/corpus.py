@@ -80,6 +80,11 @@ class CorpusDataModule(PhaseData):
         check_share(validation_share)
         self.replay = replay or {}
         others = {Path(other).name: other for other in self.replay}
+        if len(others) < len(self.replay) and validation_stores is None:
+            raise UserError(
+                f"data.replay {list(self.replay)}: stores of the same last name, by which their "
+                "losses would be told: name them in data.validation_stores"
+            )
         self.validation_stores = others if validation_stores is None else validation_stores
         if self.replay:
             from ptft_lightning.data.mixture import check_replay

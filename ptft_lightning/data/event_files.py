@@ -59,7 +59,10 @@ class EventFormat:
                         f"{place}: no column '{name}'; the columns are {list(record)}: set "
                         "data.columns.text or model.task.events"
                     )
-            yield place, str(record[columns.text]), list(record.get(self.events) or [])
+            events = record.get(self.events) or []
+            if not isinstance(events, list):
+                raise UserError(f"{place}: '{self.events}' is {events!r}: give a list of events")
+            yield place, str(record[columns.text]), events
         if empty:
             raise UserError(f"'{path}' holds no examples")
 
@@ -80,7 +83,10 @@ class EventFormat:
             ValueError: one that has no role, or that the text does not have.
         """
         found = []
-        for item in event.get("arguments") or []:
+        arguments = event.get("arguments") or []
+        if not isinstance(arguments, list):
+            raise ValueError(f"the arguments are {arguments!r}: give a list")
+        for item in arguments:
             if not isinstance(item, dict) or not item.get("role"):
                 raise ValueError("an argument without 'role': name its role")
             found.append(self._placed(item, str(item["role"]), "argument", text, place))

@@ -28,6 +28,8 @@ from ptft_lightning.errors import UserError
 
 Span = tuple[int, int]
 MARKS = ("<e1>", "</e1>", "<e2>", "</e2>")
+# Two letters or digits, none of them an ideograph or kana.
+BORDERLESS = re.compile(r"[^\W\u2e80-\ud7ff\uf900-\ufaff]{2}")
 NUMBERED = re.compile(r'\d+\t"?(.*?)"?')  # a sentence of the SemEval file
 
 
@@ -83,12 +85,16 @@ def read_relations(
     for place, record in _rows(path, columns):
         needed = [columns.text, columns.label] if labelled else [columns.text]
         needed += [] if how.marks else [how.head, how.tail]
-        for name in [*needed, *(how.types or ())]:
-            if record.get(name) is None:
+        needed += how.types or ()
+        for name in needed:
+            if name not in record:
                 raise UserError(
                     f"{place}: no column '{name}'; the columns are {list(record)}: set "
                     "data.columns.text or .label, model.task.head, .tail, .types or .marks"
                 )
+        if blank := [name for name in needed if str(record[name] or "").strip() == ""]:
+            bad.add(place, f"{blank[0]} is empty: give it, or leave the line out")
+            continue
         label = str(record[columns.label]) if labelled else None
         try:
             example, ways = _related(record, columns, how, label, place)
@@ -199,6 +205,11 @@ def _piece(text: str, span: Span) -> str:
     return text[slice(*span)]
 
 
+def _inside_word(text: str, span: Span) -> bool:
+    """Whether a stretch is a part of a longer word; Chinese has no spaces to tell."""
+    return any(0 < at < len(text) and BORDERLESS.fullmatch(text[at - 1 : at + 1]) for at in span)
+
+
 def _places(
     value: Any, name: str, text: str, words: list[str] | None, how: RelationFormat
 ) -> list[Span]:
@@ -209,6 +220,8 @@ def _places(
             raise ValueError(f"{name} is empty: name an entity")
         pattern = re.compile(f"(?={re.escape(value)})")
         found = [(m.start(), m.start() + len(value)) for m in pattern.finditer(text)]
+        # "US" is not meant in "RUSSIA", where it also stands by itself.
+        found = [span for span in found if not _inside_word(text, span)] or found
         if not found:
             raise ValueError(f"{name} '{value}' does not occur in the text")
         return found

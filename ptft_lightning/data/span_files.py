@@ -88,12 +88,13 @@ def _label_studio(place: str, task: dict[str, Any], columns: Columns, labelled: 
     text = _first(task["data"], (columns.text, "text"), "text")
     if not isinstance(text, str):
         raise _Wrong(f"the text is {text!r}, not a string")
-    done = [a for a in task.get("annotations", []) if not a.get("was_cancelled")]
+    done = [a for a in task.get("annotations") or [] if not a.get("was_cancelled")]
     if not labelled:
         return Marked(place, text)
     if not done:
         raise _Wrong("a task without an annotation")
-    values = [r["value"] for r in done[0].get("result", []) if r.get("type") == "labels"]
+    results = done[0].get("result") or []
+    values = [r.get("value") for r in results if r.get("type") == "labels"]
     return Marked(place, text, list(_spans(text, values)))
 
 
@@ -117,8 +118,12 @@ def _spans(text: str, given: Any) -> Iterator[tuple[str, int, int]]:
 def _parts(item: Any) -> tuple[int, int, str, str | None]:
     said = None
     if isinstance(item, dict):
-        kinds = item.get("labels") or [item.get("label", item.get("type"))]
-        said, item = item.get("text"), [item.get("start"), item.get("end"), kinds[0]]
+        kinds = item.get("labels") or item.get("label", item.get("type"))
+        kinds = kinds if isinstance(kinds, list) else [kinds]
+        if len(kinds) != 1:
+            raise _Wrong(f"a span of {len(kinds)} kinds, {kinds}: give each one a span of its own")
+        start, end = (item.get(n, item.get(f"{n}_offset")) for n in ("start", "end"))
+        said, item = item.get("text"), [start, end, kinds[0]]
     if not isinstance(item, list) or len(item) != 3:
         raise _Wrong(f"span {item!r} is not [start, end, kind]")
     start, end, kind = item

@@ -66,8 +66,8 @@ class AdapterBundle(Bundle):
             )
         raise UserError(
             f"the bundle '{self.path}' holds only what was trained, and its base is not at "
-            f"'{self.config['base']['path']}': put it there or name it with --model.base PATH (or "
-            "--base PATH); `merge` makes bundles that need no base"
+            f"'{self.config['base']['path']}': put it there or name it with --model.base PATH; "
+            "`merge --base PATH` makes a bundle that needs no base"
         )
 
     def _places(self) -> list[str]:
@@ -77,7 +77,7 @@ class AdapterBundle(Bundle):
             places = [os.path.normpath(beside)]
         else:  # a hub id
             places = [] if recorded.startswith(".") or self.elsewhere else [recorded]
-        return [*places, self.elsewhere] if self.elsewhere is not None else places
+        return [self.elsewhere, *places] if self.elsewhere is not None else places
 
     @cached_property
     def _names(self) -> dict[str, Bundle]:

@@ -139,6 +139,13 @@ class Checkpoints(Callback):
         if not self.unfinished and not (kept and (self.run_dir / "bundle").is_dir()):
             self._write_bundle(trainer, module)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the bundle of a run that was killed between its last checkpoint and its bundle:
+        Lightning 2.6.6 leaves out the training, `on_train_end` with it, where no step is left."""
+        there = (self.run_dir / "bundle").is_dir() or self.unfinished
+        if not there and not cast(Any, trainer).fast_dev_run:
+            self._write_bundle(trainer, cast(PhaseModule, pl_module))
+
     def _due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
         return (

@@ -74,6 +74,7 @@ class FinetuneModule(PhaseModule):
         self.backbone_config = backbone or TransformerConfig()
         self.metrics: Any = None
         self.predictions = Predictions()
+        self.measured: dict[str, Any] = {}  # how the last validation of a fit was computed
 
     @property
     def _tuned_bundle(self) -> Bundle | None:
@@ -232,13 +233,32 @@ class FinetuneModule(PhaseModule):
         if len(self.metrics):
             values |= {name: float(value) for name, value in self.metrics.compute().items()}
             self.metrics.reset()
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting:
+            self.measured = {"step": self.global_step, **self.circumstances()}
         if self.task.judged:
             records = self.records(split, self.predictions.parts)
-            if self.trainer.state.fn == TrainerFn.FITTING:
+            if fitting:
                 self.task.settle(data.examples[split], records)
                 records = self.records(split, self.predictions.parts)
             values |= self.task.judge(data.examples[split], records)
         return values
+
+    def circumstances(self) -> dict[str, Any]:
+        """What decides the last bits of a validation's metrics."""
+        data = cast(TaskDataModule, self.data)
+        return {
+            "examples": data.datasets["validation"].fingerprint,
+            "limit": self.trainer.limit_val_batches,
+            "micro_batch_size": data.micro_batch_size,
+            "ranks": self.trainer.world_size,
+            "compiled": self.compile_layers,
+        }
+
+    def lineage(self) -> dict[str, Any]:
+        """See `PhaseModule`; from scratch nothing but the shape is inherited."""
+        facts = super().lineage() | {"measured": self.measured}
+        return facts | {"parents": []} if self.from_scratch else facts
 
     def on_predict_epoch_start(self) -> None:
         """See `on_validation_epoch_start`."""

@@ -109,7 +109,7 @@ class PretrainModule(PhaseModule):
         """Losses on other text, where there is any."""
         from ptft_lightning.modules.forgetting import Forgetting
 
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        fitting = self.trainer.state.fn == TrainerFn.FITTING and self.trainer.limit_val_batches
         others = cast(CorpusDataModule, self.data).validation_stores
         return [Forgetting()] if fitting and others else []
 

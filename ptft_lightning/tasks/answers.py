@@ -24,8 +24,11 @@ Units = Callable[[str], list[str]]
 ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 PUNCTUATION = set(string.punctuation)
 IDEOGRAPH = r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003347f]"
-# An ideograph, or a run of letters and digits without one; `3.5` and `don't` are one.
-MIXED = re.compile(rf"{IDEOGRAPH}|(?:(?!{IDEOGRAPH})[^\W_])+(?:[.'](?:(?!{IDEOGRAPH})[^\W_])+)*")
+# An ideograph, a sign that changes what a number says, or a run of letters and digits without an
+# ideograph; `3.5` and `don't` are one.
+MIXED = re.compile(
+    rf"{IDEOGRAPH}|[%％‰$＄€£¥￥℃℉°]|(?:(?!{IDEOGRAPH})[^\W_])+(?:[.'](?:(?!{IDEOGRAPH})[^\W_])+)*"
+)
 
 
 def english_units(text: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy.typing as npt
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from ptft_lightning.terms import Output
 
 Arrays = dict[str, npt.NDArray[Any]]
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
-LOWER_IS_BETTER = ("loss", "mse")
+LOWER_IS_BETTER = ("loss", "mse", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class Task:
     def config(self) -> dict[str, Any]:
         """Plain values that rebuild the task, for the bundle."""
         raise NotImplementedError
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        """The task that a bundle's plain values rebuild."""
+        return cls(**config)
 
     def check(self, tokenizer: Tokenizer, causal: bool) -> None:
         """Refuse a tokenizer or a backbone that the task cannot work with."""

@@ -93,7 +93,9 @@ class Cloze(Classification):
     ) -> list[Encoded]:
         """The template of each example, with the places of its gap and the ids of all words."""
         ids = {label: i for i, label in enumerate(labels)}
-        words = as_array(self.template.word_ids(self.verbalizer, tokenizer))
+        # In the order of the labels' ids, whatever order the verbalizer was written in.
+        named = {label: self.verbalizer[label] for label in labels}
+        words = as_array(self.template.word_ids(named, tokenizer))
         found = self.template.encode(examples, tokenizer, max_length, self.causal)
         for example, (item, gap) in zip(examples, found, strict=True):
             item.targets |= {"gap": np.array(gap, np.int64), "words": words}

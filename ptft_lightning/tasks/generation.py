@@ -6,7 +6,7 @@ A causal model goes on from the prompt; the loss is that of what an assistant wr
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -132,6 +132,11 @@ class Generation(Task):
             raise UserError(
                 f"model.task.monitor {monitor} needs answers: give model.task.validation_examples"
             )
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        """See `Task`; how answers are written is a group of settings."""
+        return cls(**config | {"decoding": Decoding(**config["decoding"])})
 
     def config(self) -> dict[str, Any]:
         """All settings."""

@@ -50,7 +50,7 @@ def places(
             own = column[texts[i][1]]
             right = row[own].clone()
             row[[*known[texts[i][0]]]] = -torch.inf
-            found[i] = 1 + int((row >= right).sum())
+            found[i] = 1 + int((~(row < right)).sum())  # a vector of NaN comes last, not first
     return found
 
 

@@ -10,15 +10,11 @@ from ptft_lightning.tasks.chat_template import Written
 Cut = Literal["middle", "left"]
 
 
-def prompt_room(max_length: int, new: int, answer: int) -> int:
-    """Tokens that a prompt may have in an example of `max_length`.
-
-    What `new` tokens leave, but half of all at least, whether the answer is known or not, so that a
-    prompt is the same in training and later; less where a known answer needs more, but never less
-    than a quarter.
-    """
-    usual = max_length - min(new, max_length // 2)
-    return max(2, max_length // 4, min(usual, max_length - answer))
+def prompt_room(max_length: int, new: int) -> int:
+    """Tokens that a prompt may have in an example of `max_length`: what `new` tokens leave, but
+    half of all at least. A known answer changes nothing, so that a prompt is the same in training,
+    test and prediction; one that is longer than `new` may use what its prompt leaves."""
+    return max(2, max_length - min(new, max_length // 2))
 
 
 def fit(written: Written, max_length: int, new: int, cut: Cut, place: str) -> tuple[Written, int]:
@@ -33,7 +29,7 @@ def fit(written: Written, max_length: int, new: int, cut: Cut, place: str) -> tu
     ids, counted, prompt = written
     if not prompt:
         raise UserError(f"{place}: the prompt has no token: let model.task.template write one")
-    room = prompt_room(max_length, new, len(ids) - prompt)
+    room = prompt_room(max_length, new)
     kept = [*range(prompt)]
     if prompt > room:
         head = (room + 1) // 2 if cut == "middle" else 1

@@ -1,6 +1,7 @@
 """Scores of generated texts beside references, in any script; knows no tokens and no model.
 
-BLEU and chrF are sacrebleu's, ROUGE is rouge-score's; both give the same as when called directly.
+BLEU and chrF are sacrebleu's, ROUGE is rouge-score's over words of any script (its own tokenizer
+drops all but a-z and digits; on plain English both are the same).
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _missing(metrics: str, library: str) -> UserError:
 def bleu(texts: Texts, references: References, tokenizer: BleuTokenizer = "auto") -> float:
     """Corpus BLEU (Papineni et al. 2002; Post 2018), 0 to 100.
 
-    `auto` is sacrebleu's `zh` where a fifth of the references' letters are ideographs, else `13a`.
+    `auto` is sacrebleu's `zh` where a fifth of the references' letters are ideographs and none is
+    kana, which `zh` would not split, else `13a`.
     """
     library = _sacrebleu()
     chosen = tokenizer
@@ -148,7 +150,9 @@ def distinct(texts: Texts, n: int) -> float:
 
 
 def is_chinese(texts: Iterable[str]) -> bool:
-    """Whether a fifth of the letters are ideographs."""
+    """Whether a fifth of the letters are ideographs, and none is kana."""
     text = "".join(texts)
+    if re.search(r"[\u3040-\u30ff]", text):
+        return False
     letters = sum(map(str.isalpha, text))
     return len(re.findall(HAN, text)) > MOSTLY * letters

@@ -102,7 +102,8 @@ def store_features(module: Any, place: Path, dtype: str, limit_gb: float) -> Non
     missing = [split for split, file in files.items() if not file.is_whole()]
     missing = module.trainer.strategy.broadcast(missing)  # rank 0's view decides
     if module.trainer.is_global_zero:
-        _check_room(place, sum(f.bytes for f in files.values()), limit_gb)
+        new = sum(files[split].bytes for split in missing)
+        _check_room(place, sum(f.bytes for f in files.values()), new, limit_gb)
         place.mkdir(parents=True, exist_ok=True)
         for old in place.glob(".*.tmp"):
             if time.time() - old.stat().st_mtime > STALE_S:
@@ -153,7 +154,7 @@ def _fingerprint(module: Any, documents: list[Encoded], dtype: str) -> str:
     return digest.hexdigest()
 
 
-def _check_room(place: Path, size: int, limit_gb: float) -> None:
+def _check_room(place: Path, size: int, new: int, limit_gb: float) -> None:
     there = next(p for p in (place.resolve(), *place.resolve().parents) if p.exists())
     free = shutil.disk_usage(there).free / GB
     fix = "choose tuning.cache_dtype float16, a lower data.max_length, no tuning.mix"
@@ -162,9 +163,9 @@ def _check_room(place: Path, size: int, limit_gb: float) -> None:
             f"the hidden states take {size / GB:.3g} GB, tuning.cache_limit_gb is {limit_gb:g}: "
             f"raise it, {fix}, or no tuning.cache"
         )
-    if size / GB > free:
+    if new / GB > free:
         raise UserError(
-            f"the hidden states take {size / GB:.3g} GB, '{place}' has room for {free:.3g}: name "
+            f"the hidden states take {new / GB:.3g} GB, '{place}' has room for {free:.3g}: name "
             f"another place as tuning.cache, {fix}, or no tuning.cache"
         )
 

@@ -91,6 +91,15 @@ class LoRA(Tuning):
 
             quantize_layers(backbone, self.quantize)
 
+    def before_fit(self, module: Any) -> None:
+        """Weights in 4 bits are not stored: their base must stay where it is."""
+        start = None if module.from_scratch else module.bundle
+        if self.quantize is not None and (start is None or start.path.endswith(".ckpt")):
+            raise UserError(
+                "model.tuning.quantize needs weights that stay where they are: give a bundle, a "
+                "run or a Hugging Face folder as model.init_from, no checkpoint, no from_scratch"
+            )
+
     def choose(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Parts]:
         """The parts of each layer that gets an adapter, of layers with these (outputs, inputs).
 
