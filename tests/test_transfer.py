@@ -125,7 +125,8 @@ def test_starts_labels_seeds_and_tests_become_a_table(config, base, files, tmp_p
     assert called == []
 
     config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.004"))
-    refused = call([*args[:-4], "--start", f"source={files}"])
+    other = [word.replace(f"source={base}", f"source={files}") for word in args]
+    refused = call(other)
     assert refused.code == 2
     assert "holds a comparison with other settings (config, starts source)" in refused.err
 
