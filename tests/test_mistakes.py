@@ -392,10 +392,6 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "FSDP1": ({"trainer.strategy": "fsdp"}, ("trainer.strategy is 'fsdp'", "fsdp.yaml")),
     "unknown strategy": ({"trainer.strategy": "foo"}, ("strategy 'foo'",)),
     "unknown accelerator": ({"trainer.accelerator": "foo"}, ("accelerator 'foo'",)),
-    "a bundle of phase two": (
-        {"model.init_from": "{}/two", "model.backbone": None},
-        ("init_from", "finetune bundle", "PretrainModule starts from pretrain"),
-    ),
     "a bundle and a backbone": (
         {"model.init_from": "{}/one"},
         ("model.backbone and model.init_from", "give one"),

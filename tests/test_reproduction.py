@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from faults.kit import call, done, finetune, pretrain, read_json_lines, words, write_examples
 
+from ptft_lightning.commands.bundle_config import config_of_bundle
 from ptft_lightning.tasks.classification import Classification
 
 NAMES = {"water": "Wasser", "land": "Land", "other": "anderes"}
@@ -51,6 +52,15 @@ def test_a_bundle_that_was_moved_tests_and_predicts_as_its_run(run, files, tmp_p
         lines.append(read_json_lines(output.read_text()))
     assert lines[0] == lines[1]
     assert {line["label"] for line in lines[1]} <= set(NAMES.values())
+
+
+class Other(Classification):
+    """Has the name of the class it is made from, but is none of the program's own."""
+
+
+def test_kinds_are_looked_up_among_our_own_classes(run):
+    config = config_of_bundle(run / "bundle")["model"]["init_args"]["task"]
+    assert config["class_path"] == f"{Classification.__module__}.Classification"
 
 
 def test_a_bundle_of_phase_one_is_no_run_to_test(base_run):

@@ -10,6 +10,8 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import Task
 from ptft_lightning.tuning.base import Tuning
 
+OURS = "ptft_lightning."
+
 
 def config_of_bundle(directory: Path) -> dict[str, Any]:
     """Model and data of a phase-two bundle, its task, tuning and reading settings; no files.
@@ -35,7 +37,9 @@ def config_of_bundle(directory: Path) -> dict[str, Any]:
 
 def _path(base: type, name: str) -> str:
     """The import path of our own class of that name."""
-    known = {cast(Any, kind).name: kind for kind in _kinds(base) if hasattr(kind, "name")}
+    # A class made from one of ours has its name, too.
+    ours = [kind for kind in _kinds(base) if "name" in vars(kind)]
+    known = {cast(Any, kind).name: kind for kind in ours if kind.__module__.startswith(OURS)}
     if name not in known:
         raise UserError(f"the bundle's '{name}' is not one of {', '.join(sorted(known))}")
     return f"{known[name].__module__}.{known[name].__qualname__}"
