@@ -16,6 +16,7 @@ from ptft_lightning.commands import train
 from ptft_lightning.commands.runs import bundle_of
 from ptft_lightning.commands.texts import ONE_PROCESS, read_documents, read_lines, texts_in
 from ptft_lightning.commands.tool import run_tool
+from ptft_lightning.data.lines import json_records
 from ptft_lightning.data.module import say
 from ptft_lightning.data.passages import Bm25, Passage, cut_passages
 from ptft_lightning.data.sources import expand_sources
@@ -129,8 +130,7 @@ def _read(
         read.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
         files = ("--data.predict", str(read), "--output", str(said))
         train.run("predict", ["--run_dir", run_dir, *files, *ONE_PROCESS])
-        lines = map(json.loads, said.read_text(encoding="utf-8").splitlines())
-        return {line["id"]: line for line in lines}
+        return {line["id"]: line for _, line in json_records(str(said))}
 
 
 def _answered(

@@ -16,6 +16,7 @@ from typing import Any
 
 from ptft_lightning.commands.texts import ONE_PROCESS, read_documents, read_lines, texts_in
 from ptft_lightning.commands.tool import run_tool
+from ptft_lightning.data.lines import json_records
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import open_bundle
@@ -119,7 +120,7 @@ class _Steps:
                 value if isinstance(value, str) else json.dumps(value),
             ]
         train("predict", words)
-        return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        return [line for _, line in json_records(str(out))]
 
 
 def _head_of(run_dir: str, task: str, option: str) -> Record:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 from ptft_lightning.data.bad_documents import BadDocuments
 from ptft_lightning.data.documents import Reading, check_file, read_unit, split_units, text_size
+from ptft_lightning.data.lines import text_lines
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 
@@ -43,14 +43,7 @@ def read_lines(file: str) -> Iterator[str]:
     Raises:
         UserError: missing or not UTF-8.
     """
-    if not Path(file).is_file():
-        raise UserError(f"file not found: '{file}'")
-    try:
-        for line in Path(file).read_text(encoding="utf-8-sig").splitlines():
-            if line.strip():
-                yield line
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{file}' is not UTF-8: {error.reason}") from error
+    return (line for _, line in text_lines(file) if line.strip())
 
 
 def read_documents(file: str, column: str) -> Iterator[str]:

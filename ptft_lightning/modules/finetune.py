@@ -74,6 +74,7 @@ class FinetuneModule(PhaseModule):
         self.backbone_config = backbone or TransformerConfig()
         self.metrics: Any = None
         self.predictions = Predictions()
+        self.lines: dict[int, dict[str, Any]] | None = None  # those that were judged
         self.measured: dict[str, Any] = {}  # how the last validation of a fit was computed
 
     @property
@@ -183,6 +184,7 @@ class FinetuneModule(PhaseModule):
         data = cast(TaskDataModule, self.data)
         windows = data.datasets[split].examples
         self.task.begin(split, len(windows))
+        self.lines = None
         self.predictions.begin(data.examples[split], windows, self.task.judged)
 
     def records(self, split: str, parts: Parts) -> dict[int, dict[str, Any]]:
@@ -195,7 +197,7 @@ class FinetuneModule(PhaseModule):
 
     def keep_predictions(self, run_dir: Path, split: str) -> None:
         """Write those of the last pass to `SPLIT_predictions.jsonl`; every rank must call it."""
-        records = self.records(split, self.predictions.parts)
+        records = self.records(split, self.predictions.parts) if self.lines is None else self.lines
         if self.trainer.is_global_zero:
             self.predictions.write(run_dir / f"{split}_predictions.jsonl", records)
 
@@ -237,12 +239,18 @@ class FinetuneModule(PhaseModule):
         if fitting:
             self.measured = {"step": self.global_step, **self.circumstances()}
         if self.task.judged:
-            records = self.records(split, self.predictions.parts)
-            if fitting:
-                self.task.settle(data.examples[split], records)
-                records = self.records(split, self.predictions.parts)
-            values |= self.task.judge(data.examples[split], records)
+            values |= self._judged(split, fitting)
         return values
+
+    def _judged(self, split: str, fitting: bool) -> dict[str, float]:
+        """Metrics of whole predictions, which are kept for their file."""
+        examples, found = cast(TaskDataModule, self.data).examples[split], self.task.found
+        self.lines = self.records(split, self.predictions.parts)
+        if fitting:
+            self.task.settle(examples, self.lines)
+            if self.task.found != found:
+                self.lines = self.records(split, self.predictions.parts)
+        return self.task.judge(examples, self.lines)
 
     def circumstances(self) -> dict[str, Any]:
         """What decides the last bits of a validation's metrics."""

@@ -8,10 +8,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ptft_lightning.data.examples import Encoded
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.errors import UserError
 
 ClassWeights = Literal["balanced"] | dict[str, float] | list[float]
+
+
+def weigh_examples(given: ClassWeights | None, examples: list[Encoded], labels: list[str]) -> None:
+    """Give training examples the weight of their class."""
+    if given is None:
+        return
+    of = np.array([int(e.targets["label"]) for e in examples])
+    weights = class_weights(given, np.bincount(of, minlength=len(labels)), labels)
+    for item, label in zip(examples, of.tolist(), strict=True):
+        item.targets["weight"] = weights[label]
 
 
 def class_weights(given: ClassWeights, counts: Ids, labels: list[str]) -> npt.NDArray[Any]:

@@ -18,7 +18,7 @@ from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import Arrays, Task, TaskHead, labels_in_order
-from ptft_lightning.tasks.class_weights import ClassWeights, class_weights
+from ptft_lightning.tasks.class_weights import ClassWeights, weigh_examples
 from ptft_lightning.tasks.matthews import Matthews
 from ptft_lightning.tasks.pooling import PooledHead, Pooling, spans_of
 from ptft_lightning.terms import IGNORE, Output, Term
@@ -112,13 +112,7 @@ class Classification(Task):
 
     def weigh(self, examples: list[Encoded], labels: list[str]) -> None:
         """Give training examples the weight of their class."""
-        if self.class_weights is None:
-            return
-        of = np.array([int(e.targets["label"]) for e in examples])
-        counts = np.bincount(of, minlength=len(labels))
-        weights = class_weights(self.class_weights, counts, labels)
-        for item, label in zip(examples, of.tolist(), strict=True):
-            item.targets["weight"] = weights[label]
+        weigh_examples(self.class_weights, examples, labels)
 
     def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> Arrays:
         """Row, start, end and label of each example, IGNORE in an empty slot; its weight if
@@ -155,15 +149,16 @@ class Classification(Task):
         )
 
     def record(self, scores: Tensor, labels: list[str]) -> dict[str, Any]:
-        """The most likely label and every label's probability."""
-        probabilities = scores.float().softmax(-1).tolist()
-        best = labels[max(range(len(labels)), key=probabilities.__getitem__)]
-        return {
-            "label": best,
-            "probabilities": {
-                label: round(p, 6) for label, p in zip(labels, probabilities, strict=True)
-            },
-        }
+        """See `likeliest`."""
+        return likeliest(scores, labels)
+
+
+def likeliest(scores: Tensor, labels: list[str]) -> dict[str, Any]:
+    """The most likely label by (classes,) scores, and every label's probability."""
+    probabilities = scores.float().softmax(-1).tolist()
+    best = labels[max(range(len(labels)), key=probabilities.__getitem__)]
+    each = zip(labels, probabilities, strict=True)
+    return {"label": best, "probabilities": {label: round(p, 6) for label, p in each}}
 
 
 class ClassificationHead(PooledHead):

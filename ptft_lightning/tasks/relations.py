@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.data.batch import Batch
@@ -25,10 +24,12 @@ from ptft_lightning.data.relation_files import (
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import Arrays, Task, TaskHead, labels_in_order
-from ptft_lightning.tasks.class_weights import ClassWeights, class_weights
+from ptft_lightning.tasks.class_weights import ClassWeights, weigh_examples
+from ptft_lightning.tasks.classification import ClassificationHead, likeliest
 from ptft_lightning.tasks.marking import Stretch, mark, signs_of, tokens_apart
+from ptft_lightning.tasks.pooling import pool
 from ptft_lightning.tasks.relation_scores import relation_scores
-from ptft_lightning.terms import IGNORE, Output, Term
+from ptft_lightning.terms import IGNORE
 
 Reading = Literal["auto", "start", "mean", "end"]
 
@@ -166,12 +167,7 @@ class RelationExtraction(Task):
 
     def weigh(self, examples: list[Encoded], labels: list[str]) -> None:
         """Give training examples the weight of their label."""
-        if self.class_weights is None:
-            return
-        of = np.array([int(e.targets["label"]) for e in examples])
-        weights = class_weights(self.class_weights, np.bincount(of, minlength=len(labels)), labels)
-        for item, label in zip(examples, of.tolist(), strict=True):
-            item.targets["weight"] = weights[label]
+        weigh_examples(self.class_weights, examples, labels)
 
     def targets(self, packed: list[Encoded], rows: Ids, starts: Ids) -> Arrays:
         """(E,) row, last place, label (IGNORE in an empty slot) and weight, and (E, 2, 4) places of
@@ -203,10 +199,7 @@ class RelationExtraction(Task):
 
     def record(self, scores: Tensor, labels: list[str]) -> dict[str, Any]:
         """The most likely relation and every relation's probability."""
-        probabilities = scores.float().softmax(-1).tolist()
-        best = labels[max(range(len(labels)), key=probabilities.__getitem__)]
-        each = zip(labels, probabilities, strict=True)
-        return {"label": best, "probabilities": {label: round(p, 6) for label, p in each}}
+        return likeliest(scores, labels)
 
     def judge(
         self, examples: list[Example], records: dict[int, dict[str, Any]]
@@ -217,18 +210,15 @@ class RelationExtraction(Task):
         return relation_scores(gold, [label for _, label in pairs], self.negative)
 
 
-class RelationHead(TaskHead):
-    """Cross-entropy over the relations."""
+class RelationHead(ClassificationHead):
+    """A classification of what is read of two entities."""
 
     def __init__(
         self, dim: int, classes: int, reading: Reading, dropout: float, smoothing: float
     ) -> None:
-        super().__init__()
-        if not 0 <= dropout < 1:
-            raise UserError(f"task.dropout is {dropout}: give a probability from 0 to below 1")
-        self.reading, self.smoothing = reading, smoothing
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(dim * (3 if reading == "end" else 2), classes)
+        width = dim * (3 if reading == "end" else 2)
+        super().__init__(width, classes, "auto", dropout, smoothing)
+        self.reading = reading
 
     def read(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
         """(B, T, dim) hidden states -> (E, 2 or 3, dim) what is read of each example."""
@@ -238,25 +228,12 @@ class RelationHead(TaskHead):
         if self.reading == "end":
             last = torch.cat([places[..., 2], at["end"][:, None]], 1)
             return hidden[row, last]
-        # Sums over stretches as differences of running sums, in float32; an entity that is no
-        # token is read at its sign.
+        # An entity that is no token is read at its sign.
         first, after = places[..., 1], torch.maximum(places[..., 2], places[..., 1] + 1)
-        running = F.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
-        mean = (running[row, after] - running[row, first]) / (after - first)[..., None]
-        return mean.to(hidden.dtype)
+        return pool(hidden, {"row": row, "start": first, "end": after}, "mean")
 
-    def forward(self, hidden: Tensor, batch: Batch) -> Output:
-        """(B, T, dim) hidden states -> the `relations` term and (E, classes) scores."""
+    def project(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(B, T, dim) hidden states -> (E, classes) in float32."""
         read = self.read(hidden, batch.targets).flatten(1)
-        logits, labels = self.classifier(self.dropout(read)).float(), batch.targets["label"]
-        losses = F.cross_entropy(
-            logits,
-            labels,
-            ignore_index=IGNORE,
-            reduction="none",
-            label_smoothing=self.smoothing if self.training else 0.0,
-        )
-        if "weight" in batch.targets:
-            losses = losses * batch.targets["weight"]
-        term = Term(losses.sum(), (labels != IGNORE).sum(), nominal=1.0)
-        return Output({"relations": term}, scores=logits)
+        out: Tensor = self.classifier(self.dropout(read)).float()
+        return out

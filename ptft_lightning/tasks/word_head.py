@@ -11,6 +11,7 @@ from ptft_lightning.data.batch import Batch
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import TaskHead
 from ptft_lightning.tasks.crf import ChainCRF
+from ptft_lightning.tasks.pooling import pool
 from ptft_lightning.terms import IGNORE, Output, Term
 
 WordPooling = Literal["auto", "first", "last", "mean"]
@@ -48,12 +49,5 @@ class WordHead(TaskHead):
 
     def _pool(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
         """(E, W, dim) states of words."""
-        row, start, end = at["row"][:, None], at["start"], at["end"]
-        if self.pooling == "first":
-            return hidden[row, start]
-        if self.pooling == "last":
-            return hidden[row, end - 1]
-        # Sums over stretches as differences of running sums, in float32.
-        running = F.pad(hidden.float().cumsum(1), (0, 0, 1, 0))
-        mean = (running[row, end] - running[row, start]) / (end - start)[..., None]
-        return mean.to(hidden.dtype)
+        words = {"row": at["row"][:, None], "start": at["start"], "end": at["end"]}
+        return pool(hidden, words, self.pooling)
