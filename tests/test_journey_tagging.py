@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "characters": {
         "model__task": "Tagging",
         "model__task__pooling": "mean",
-        "trainer__max_epochs": 15,  # its sentences are short
+        "trainer__max_epochs": 30,  # its sentences are short
     },
     "universal": {"model__task": "Tagging", "model__task__monitor": "accuracy"},
     "roles": {"model__task": "SemanticRoles", "model__task__crf": True, "data__max_length": 24},
@@ -54,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
 def options(kind: str, run_dir: Path, files: Any, tokenizer: Path, **more: Any) -> dict[str, Any]:
     scratch = {"model__init_from": None, "model__backbone": {**BACKBONE, "causal": False}}
     scratch |= {"data__tokenizer": str(tokenizer), "data__audit": None, "data__max_length": 16}
-    scratch |= {"trainer__max_epochs": 12, "model__optimizer__lr": 1e-2}
+    scratch |= {"trainer__max_epochs": 12, "model__optimizer__lr": 5e-3}
     return finetune(run_dir, run_dir, run_dir, **scratch | KINDS[kind] | more) | files[kind]
 
 
@@ -72,8 +72,9 @@ class Runs(dict[str, tuple[Path, Run]]):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, files: Any, wordpiece_path: Path) -> Runs:
-    return Runs(tmp_path_factory.mktemp("runs"), files, wordpiece_path)
+def runs(tmp_path_factory: pytest.TempPathFactory, files: Any, bpe_path: Path) -> Runs:
+    # WordPiece is learned in another order every time, and what is learned here depends on it.
+    return Runs(tmp_path_factory.mktemp("runs"), files, bpe_path)
 
 
 def measured(run_dir: Path) -> dict[str, float]:
@@ -111,7 +112,7 @@ def test_measures_are_those_of_seqeval(kind, runs):
         for label in theirs.keys() - {"micro avg", "macro avg", "weighted avg"}:
             assert values[f"test_{name}_{label}"] == pytest.approx(theirs[label][of], abs=1e-6)
     assert values["test_support"] == theirs["micro avg"]["support"]
-    assert values["test_f1"] > 0.4, "it learned"
+    assert values["test_f1"] > 0.8, "it learned"
 
 
 def test_plain_tags_are_measured_by_word(runs):
@@ -162,7 +163,7 @@ def test_windows_are_told(runs):
     assert "sentences are read in windows, " in runs["columns"][1].err
 
 
-def test_the_micro_batch_and_windows_change_no_step(runs, files, wordpiece_path, tmp_path):
+def test_the_micro_batch_and_windows_change_no_step(runs, files, bpe_path, tmp_path):
     """The loss is the mean over the words of a step, however it is split."""
     rows = []
     for micro in (3, 14):
@@ -170,23 +171,26 @@ def test_the_micro_batch_and_windows_change_no_step(runs, files, wordpiece_path,
         more = {"data__micro_batch_size": micro, "trainer__max_epochs": 2}
         more |= {"model__backbone": {**BACKBONE, "causal": False, "dropout": 0.0}}
         more |= {"model__task__dropout": 0.0}
-        done(words("fit", options("spans", run_dir, files, wordpiece_path, **more)))
+        done(words("fit", options("spans", run_dir, files, bpe_path, **more)))
         rows.append([float(row["train_loss"] or "nan") for row in read_metrics(run_dir)])
     assert rows[0] == pytest.approx(rows[1], rel=1e-3, nan_ok=True)
 
 
 def test_typed_text_is_cut_into_words(runs):
     typed = "The old lake, (wood) 江河!"
-    out = done(words("predict", {"run_dir": str(runs["columns"][0]), "text": typed})).out
+    out = done(words("predict", {"run_dir": str(runs["spans"][0]), "text": typed})).out
     (line,) = read_json_lines(out)
     assert line["tokens"] == ["The", "old", "lake", ",", "(", "wood", ")", "江", "河", "!"]
     assert line["text"] == typed
-    assert {"type": "WATER", "start": 8, "end": 12, "text": "lake"} in line["entities"]
+    # Signs were never learned: what is meant is asked of words, at their own characters.
+    known = "the old   lake sees wood"
+    out = done(words("predict", {"run_dir": str(runs["spans"][0]), "text": known})).out
+    (line,) = read_json_lines(out)
+    assert {"type": "WATER", "start": 10, "end": 14, "text": "lake"} in line["entities"]
     out = done(words("predict", {"run_dir": str(runs["roles"][0]), "text": "sea [sees] wood"})).out
     (line,) = read_json_lines(out)
     assert line["predicate"] == {"word": 1, "text": "sees"}
-    assert line["roles"], "it learned"
-    assert all(r["text"] == line["text"][r["start"] : r["end"]] for r in line["roles"])
+    assert [(r["type"], r["text"]) for r in line["roles"]] == [("ARG0", "sea"), ("ARG1", "wood")]
 
 
 def test_an_empty_text_has_an_empty_answer(runs):
