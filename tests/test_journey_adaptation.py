@@ -114,6 +114,12 @@ def test_other_text_is_measured_before_and_after(mixed, store, tmp_path):
     assert open_bundle(run_dir).lineage["metrics"][f"val_{name}_loss"] == pytest.approx(last)
 
 
+def test_without_validation_other_text_is_not_measured(base, domain, store, tmp_path):
+    options = going_on(tmp_path / "run", base, domain, data__replay={str(store): 0.25})
+    said = done(words("fit", options | {"trainer.limit_val_batches": 0})).err
+    assert "loss before training" not in said
+
+
 def test_a_mixture_resumes_to_the_same_bits(mixed, tmp_path):
     options, _ = said_of(mixed)
     options |= {"model.optimizer.schedule": "constant", "model.optimizer.warmup": 0}
@@ -239,6 +245,7 @@ def test_phase_two_wants_new_tokens_trained_first(base, extended, tmp_path):
     ("change", "parts"),
     [
         ({"data.replay": {"nowhere": 0.2}}, ("no token store at 'nowhere'",)),
+        ({"data.replay": {"a/x": 0.1, "b/x": 0.1}}, ("stores of the same last name",)),
         ({"data.replay": {"STORE": 0.6, "b": 0.6}}, ("data.replay sum to 1.2",)),
         ({"data.replay": {"OTHER": 0.2}}, ("was made with another tokenizer",)),
         ({"data.replay": {"DOMAIN": 0.2}}, ("names data.store", "leave it out")),

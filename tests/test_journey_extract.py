@@ -88,6 +88,13 @@ def test_triples(runs, tmp_path):
     assert [line["entities"] for line in none] == [line["entities"] for line in lines]
 
 
+def test_a_text_with_other_line_ends_is_one_text(runs, tmp_path):
+    (tmp_path / "t.txt").write_text("a river\u2028in the old\x0bland\nsnow\n")
+    given = {name: runs[name] for name in ("entities", "relations")} | {"accelerator": "cpu"}
+    lines = read_json_lines(done(words("extract", given | {"texts": str(tmp_path / "t.txt")})).out)
+    assert [line["text"] for line in lines] == ["a river\u2028in the old\x0bland", "snow"]
+
+
 def test_events(runs, tmp_path):
     rows = event_rows(8, 78)
     texts = texts_of(rows, tmp_path / "t.jsonl")

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.files_tagging import write_tagged
 from faults.kit import call, done, finetune, pretrain, read_json_lines, words, write_examples
 
 from ptft_lightning.commands.bundle_config import config_of_bundle
+from ptft_lightning.handoff.bundle import open_bundle
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.tagging import Tagging
 
 NAMES = {"water": "Wasser", "land": "Land", "other": "anderes"}
 
@@ -93,3 +96,32 @@ def test_metrics_that_were_measured_otherwise_are_not_compared(files, base_run, 
     more = {"data.micro_batch_size": 7, "ckpt_path": "last"}
     said = done(words("fit", options | more)).err
     assert "not measured as they would be now: not compared" in said
+
+
+def test_from_scratch_nothing_but_the_shape_is_inherited(run, files, base_run, tmp_path):
+    options = finetune(tmp_path / "run", base_run, files, trainer__max_epochs=1)
+    done(words("fit", options | {"model.from_scratch": True}))
+    parents = [
+        json.loads((at / "bundle" / "lineage.json").read_text())["parents"]
+        for at in (run, tmp_path / "run")
+    ]
+    assert [len(found) for found in parents] == [1, 0]
+
+
+def test_a_run_killed_before_its_bundle_gets_it(base_run, store, bpe_path, tmp_path):
+    options = pretrain(tmp_path / "run", store, bpe_path, trainer__max_steps=2)
+    done(words("fit", options))
+    before = open_bundle(tmp_path / "run").hash
+    shutil.rmtree(tmp_path / "run" / "bundle")
+    done(words("fit", options | {"ckpt_path": "last"}))
+    assert open_bundle(tmp_path / "run").hash == before
+
+
+def test_whole_predictions_are_made_once_a_validation(base_run, tmp_path, monkeypatch):
+    made = []
+    records = Tagging.records
+    monkeypatch.setattr(Tagging, "records", lambda *a: made.append(1) or records(*a))
+    options = finetune(tmp_path / "run", base_run, tmp_path, trainer__max_epochs=2)
+    options |= {"model.task": "Tagging", **write_tagged(tmp_path)}
+    done(words("fit", options | {"model.task.lost_borders": 1.0}))
+    assert len(made) == 3  # two validations and the bundle's own

@@ -94,6 +94,11 @@ def test_further_references(tmp_path):
     assert (second.references, second.gold) == (("b",), "b")
 
 
+def test_a_list_of_answers_is_the_first_and_further_references(tmp_path):
+    (found,) = read(write(tmp_path / "a.jsonl", {"text": "a", "label": ["b", "c"]}), "columns")
+    assert (found.label, list(found.references)) == ("b", ["b", "c"])
+
+
 def test_a_file_to_predict_needs_no_answers(tmp_path):
     open_ended = {"messages": said("messages", talk=True)["messages"][:-1]}
     path = write(tmp_path / "a.jsonl", open_ended, said("messages", talk=True))
@@ -112,7 +117,11 @@ ROLE = "only user, human, assistant, gpt, chatgpt, model, bot, system are known"
     [
         ("columns", {"text": "a", "label": " "}, "the answer is empty"),
         ("columns", {"body": "a"}, "no 'text', there are ['body']"),
+        ("columns", {"text": ["a"], "label": "b"}, "'text' is \"['a']\", a list: give a text"),
+        ("columns", {"text": "a", "label": {"b": 1}}, "a dict: give a text"),
         ("alpaca", {"instruction": "a", "output": ""}, "the answer is empty"),
+        ("alpaca", {"instruction": "a", "output": {"k": 1}}, "a dict: give a text"),
+        ("messages", {"messages": [{"role": ["x"], "content": "a"}]}, "role ['x']"),
         ("turns", {"turns": ["a"]}, "1 turns: give 2 or more"),
         ("turns", {"turns": ["a", ""]}, "the answer is empty"),
         ("turns", {"turns": ["a", 3]}, "a turn is '3': give texts"),

@@ -123,6 +123,31 @@ def test_stretches_of_other_conventions(tmp_path: Path) -> None:
     assert (found.said["head"], found.said["tail"]) == ("Ada", "Ben")
 
 
+@pytest.mark.parametrize(
+    ("text", "head", "start"),
+    [
+        ("RUSSIA tells the US to pay Cuba", "US", 17),
+        ("the business of us and Cuba", "us", 16),
+        ("RUSSIA pays Cuba", "US", 1),  # only there
+        ("中国人在国外 Cuba", "国", 4),  # the nearest: ideographs are no borders
+    ],
+)
+def test_a_name_is_not_meant_inside_another_word(
+    text: str, head: str, start: int, tmp_path: Path
+) -> None:
+    found = one(tmp_path, {"text": text, "head": head, "tail": "Cuba"})
+    assert found.head == (start, start + len(head))
+
+
+def test_what_is_empty_is_noted_and_no_label(tmp_path: Path) -> None:
+    good = {"text": "Ada met Ben", "head": "Ada", "tail": "Ben", "label": "x"}
+    rows = [good, good | {"head": None}, good | {"label": ""}, good | {"text": " "}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (example,), bad = read(tmp_path / "t.jsonl")
+    assert example.label == "x"
+    assert [reason.partition(" is")[0] for _, reason in bad] == ["head", "label", "text"]
+
+
 BAD = [
     ({"text": "Ada met Ben", "head": "Ada", "tail": "Cy"}, "tail 'Cy' does not occur"),
     ({"text": "Ada met Ben", "head": "", "tail": "Ada"}, "head is empty"),

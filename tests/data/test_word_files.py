@@ -124,6 +124,20 @@ def test_every_format_gives_the_same_sentences(name, tmp_path):
         assert [e.labels for e in found] == [None, None]
 
 
+@pytest.mark.parametrize(
+    "span",
+    [
+        {"start_offset": 4, "end_offset": 8, "label": "PER"},  # doccano's own `entities`
+        {"start": 4, "end": 8, "labels": "PER"},
+        {"start": 4, "end": 8, "labels": ["PER"]},
+    ],
+)
+def test_spans_in_other_words(span, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json_lines([{"text": "old Anna", "entities": [span]}]))
+    (example,), bad = read(tmp_path / "a.jsonl")
+    assert (example.labels, bad) == (["O", "B-PER"], [])
+
+
 def test_parallel_files(tmp_path):
     (tmp_path / "seq.in").write_text("".join(" ".join(t) + "\n" for t in TOKENS))
     (tmp_path / "seq.out").write_text("".join(" ".join(t) + "\n" for t in TAGS))
@@ -231,7 +245,19 @@ def test_borders_inside_words_are_counted(tmp_path, capsys):
             "line 1",
             "is 'a', not 'b' as the file says",
         ),
+        (
+            "a.jsonl",
+            '{"text": "ab", "label": [{"start": 0, "end": 1, "labels": ["A", "B"]}]}\n',
+            "line 1",
+            "a span of 2 kinds",
+        ),
         ("a.json", '[{"data": {"text": "a"}}]', "record 1", "a task without an annotation"),
+        (
+            "a.json",
+            '[{"data": {"text": "a"}, "annotations": null}]',
+            "record 1",
+            "a task without an annotation",
+        ),
         ("a.json", '[{"data": {"text": 3}}]', "record 1", "not a string"),
     ],
 )

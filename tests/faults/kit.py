@@ -280,7 +280,7 @@ def read_audit(run_dir: Path) -> list[dict[str, Any]]:
 
 def read_json_lines(text: str) -> list[dict[str, Any]]:
     """Predictions."""
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:

@@ -93,6 +93,7 @@ def test_english_units() -> None:
         ("《紅樓夢》", ["紅", "樓", "夢"]),
         ("𠀀字 ab", ["𠀀", "字", "ab"]),
         ("……！", []),
+        ("5%，￥3", ["5", "%", "￥", "3"]),
     ],
 )
 def test_chinese_units(text: str, units: list[str]) -> None:
@@ -108,6 +109,7 @@ def test_chinese_units(text: str, units: list[str]) -> None:
         ("1950 年", ["1950年"], 1, 1),
         ("195年", ["1950年"], 0, 2 * 1 / (2 + 2)),
         ("海", ["山", "大海"], 0, 2 / 3),
+        ("5", ["5%"], 0, 2 / 3),
     ],
 )
 def test_chinese_by_hand(answer: str, golds: list[str], exact: float, f1: float) -> None:

@@ -117,6 +117,18 @@ def test_scores_are_those_of_the_pretrained_head(
         assert int(output.terms["cloze"].count) == 2
 
 
+def test_scores_are_in_the_order_of_the_labels(wordpiece: Tokenizer) -> None:
+    """Whatever the order in which a config or a bundle names the words."""
+    found = []
+    for words in (WORDS, dict(reversed(WORDS.items()))):
+        task = Cloze(template="{text} It is {mask} paper.", verbalizer=words)
+        task.check(wordpiece, causal=False)
+        labels = ["good", "bad"]
+        found.append(task.encode(examples(("good", "bad", "good")), labels, wordpiece, 40)[0])
+    assert found[0].targets["words"].tolist() == found[1].targets["words"].tolist()
+    assert found[0].targets["words"][1, 0, 0] == wordpiece.encode(["stone"])[0][0]
+
+
 def _fits(template: str, word: str, tokenizer: Tokenizer) -> bool:
     made = Template(template)
     space = " " * next(p.space for p in made.pieces if p.name == "mask")

@@ -107,6 +107,12 @@ def test_places_are_counted_among_distinct_texts() -> None:
         assert place == 1 + sum(cosine[p] >= cosine[own] for p in better)
 
 
+def test_vectors_that_are_no_numbers_come_last() -> None:
+    vectors = torch.full((6, 2, 8), torch.nan)
+    found = places(vectors, [(f"q{i}", f"p{i}") for i in range(6)], [True] * 6)
+    assert [*found.values()] == [7] * 6
+
+
 def test_vectors_that_are_all_the_same_find_nothing() -> None:
     vectors = unit(1, 1, 8).expand(6, 2, 8)
     found = places(vectors, [(f"q{i}", f"p{i}") for i in range(6)], [True] * 6)

@@ -83,6 +83,13 @@ def test_chinese_is_judged_by_character():
     assert text_scores(["bleu"], other, [[t] for t in CHINESE], "13a")["bleu"] != wanted
 
 
+def test_japanese_is_not_cut_as_chinese():
+    text, other = "東京都は日本国の首都である。", "東京都は日本国の首都でした。"
+    assert text_scores(["bleu"], [text], [[other]]) == text_scores(
+        ["bleu"], [text], [[other]], "13a"
+    )
+
+
 def test_words_of_any_script():
     assert words("Für e-mail_2, 今天2024年") == ["für", "e", "mail", "2", "今", "天", "2024", "年"]
     assert words("ひらカナ") == [*"ひらカナ"]
