@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ptft_lightning.data.squad import visible
+from ptft_lightning.data.words import IDEOGRAPHS
 from ptft_lightning.errors import UserError
 
 # Where a passage may end: after a line, or after a sentence in it.
 PIECE = re.compile(r"[^\n]*?(?:\n+|[.!?][\"')\]]*\s+|[。！？；][」』”’）]*|$)")
-IDEOGRAPHS = r"\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003347f"
 TERM = re.compile(rf"[{IDEOGRAPHS}]+|[^\W{IDEOGRAPHS}]+")
 
 

@@ -20,7 +20,9 @@ Split = Literal["edges", "signs"]
 Index = npt.NDArray[np.int64]
 # Ideographs and kana are words of their own, whatever else stands between spaces is looked at.
 CHUNK = re.compile(rf"(?!\s){CHARACTER}|(?:(?!{CHARACTER})\S)+")
-IDEOGRAPH = re.compile(CHARACTER)
+IDEOGRAPHS = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Chinese characters, for use inside brackets of a pattern."""
+SPACELESS = re.compile(CHARACTER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def join_words(tokens: Sequence[str], characters: bool, glued: Sequence[bool] = 
     parts, words, at = list[str](), np.zeros((len(tokens), 2), np.int64), 0
     for number, token in enumerate(tokens):
         if number and not characters and not (glued and glued[number]):
-            both = IDEOGRAPH.match(tokens[number - 1][-1]) and IDEOGRAPH.match(token[0])
+            both = SPACELESS.match(tokens[number - 1][-1]) and SPACELESS.match(token[0])
             parts.append("" if both else " ")
             at += len(parts[-1])
         words[number] = at, at + len(token)
@@ -92,7 +94,7 @@ def join_words(tokens: Sequence[str], characters: bool, glued: Sequence[bool] = 
 def holds_characters(sentences: Sequence[Sequence[str]]) -> bool:
     """Whether a file's tokens are single characters, as in Chinese ones without words."""
     lengths = [len(token) == 1 for tokens in sentences for token in tokens]
-    some = any(IDEOGRAPH.match(token) for tokens in sentences for token in tokens)
+    some = any(SPACELESS.match(token) for tokens in sentences for token in tokens)
     return some and sum(lengths) > 0.9 * len(lengths)
 
 

@@ -18,16 +18,18 @@ from typing import Literal
 
 import numpy as np
 
+from ptft_lightning.data.words import IDEOGRAPHS
+
 Language = Literal["en", "zh"]
 Units = Callable[[str], list[str]]
 
 ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 PUNCTUATION = set(string.punctuation)
-IDEOGRAPH = r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003347f]"
 # An ideograph, a sign that changes what a number says, or a run of letters and digits without an
 # ideograph; `3.5` and `don't` are one.
 MIXED = re.compile(
-    rf"{IDEOGRAPH}|[%％‰$＄€£¥￥℃℉°]|(?:(?!{IDEOGRAPH})[^\W_])+(?:[.'](?:(?!{IDEOGRAPH})[^\W_])+)*"
+    rf"[{IDEOGRAPHS}]|[%％‰$＄€£¥￥℃℉°]|"
+    rf"(?:(?![{IDEOGRAPHS}])[^\W_])+(?:[.'](?:(?![{IDEOGRAPHS}])[^\W_])+)*"
 )
 
 

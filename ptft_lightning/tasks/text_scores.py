@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal
 
+from ptft_lightning.data.words import IDEOGRAPHS
 from ptft_lightning.errors import UserError
 
 Metric = Literal["bleu", "chrf", "rouge", "exact_match", "distinct"]
@@ -23,10 +24,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "exact_match": ("exact_match",),
     "distinct": ("distinct1", "distinct2"),
 }
-HAN = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 # Letters and digits; each ideograph and kana is a word of its own. In English texts these are
 # the words of rouge-score's own tokenizer, which knows no letters but a to z.
-WORD = re.compile(rf"{HAN}|[\u3040-\u30ff]|(?:(?!{HAN}|[\u3040-\u30ff])[^\W_])+")
+WORD = re.compile(rf"[{IDEOGRAPHS}\u3040-\u30ff]|(?:(?![{IDEOGRAPHS}\u3040-\u30ff])[^\W_])+")
 MOSTLY = 0.2  # of the letters, above which texts count as Chinese
 
 Texts = Sequence[str]
@@ -155,4 +155,4 @@ def is_chinese(texts: Iterable[str]) -> bool:
     if re.search(r"[\u3040-\u30ff]", text):
         return False
     letters = sum(map(str.isalpha, text))
-    return len(re.findall(HAN, text)) > MOSTLY * letters
+    return len(re.findall(f"[{IDEOGRAPHS}]", text)) > MOSTLY * letters
