@@ -1,8 +1,9 @@
-"""A row of tasks.py by Hugging Face's Trainer: the same checkpoint, examples, epochs, batch, rate and
-schedule, over the same seeds; then both beside each other, with the interval of the paired difference.
+r"""A row of tasks.py by Hugging Face's Trainer: the same checkpoint, examples, epochs, batch, rate
+and schedule, over the same seeds; then both side by side, with the paired difference's interval.
 
     python benchmarks/tasks.py --data DATA --out runs/tasks --start minilm=FOLDER --seeds 5 pos
-    python benchmarks/hf_tuning.py --row runs/tasks/pos/minilm --model FOLDER --seeds 5
+    python benchmarks/hf_tuning.py --row runs/tasks/pos/minilm --model FOLDER \
+        --labels 1500 --seeds 5
 
 Rows of `Tagging` without a CRF (a word's first token bears its tag) and of `Classification`. Both
 keep the epoch that is best on the validation file.
@@ -81,12 +82,14 @@ class Task:
         return kind(self.tokenizer)
 
 
-def tune(config: dict[str, Any], args: argparse.Namespace, task: Task, parts: Any, seed: int):
+def tune(
+    config: dict[str, Any], args: argparse.Namespace, task: Task, parts: Any, seed: int
+) -> tuple[float, float]:
     """Accuracy on the test file, and minutes."""
     train, validation, test = parts
     order = keyed_permutation(np.arange(args.labels), len(train), (seed, "train_examples"))
     optimizer = OptimizerConfig(**config["model"]["init_args"]["optimizer"])
-    assert optimizer.schedule == "linear" and optimizer.final == 0
+    assert (optimizer.schedule, optimizer.final) == ("linear", 0)
     epochs = config["trainer"]["max_epochs"]
     batch = config["data"]["init_args"].get("global_batch_size", 32)
     hf.set_seed(seed)
@@ -155,7 +158,9 @@ def run() -> None:
     mine = ours(args.row)
     pairs = [(mine[s], theirs[str(s)][0]) for s in range(args.seeds) if s in mine]
     difference = mean([a - b for a, b in pairs])
-    print(f"ours {', '.join(f'{a:.4f}' for a, _ in pairs)}: {mean([a for a, _ in pairs]).value:.4f}")
+    print(
+        f"ours {', '.join(f'{a:.4f}' for a, _ in pairs)}: {mean([a for a, _ in pairs]).value:.4f}"
+    )
     print(f"HF {', '.join(f'{b:.4f}' for _, b in pairs)}: {mean([b for _, b in pairs]).value:.4f}")
     print(f"difference {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]")
     print(f"HF minutes: {statistics.median(m for _, m in theirs.values()):.1f}")

@@ -12,7 +12,6 @@ given is left out. What is finished in `--out` is not made again.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 import subprocess
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import yaml
 from baselines import BASELINES
 
@@ -39,10 +39,13 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def text_of(file: Path) -> Any:
+    return fsspec.open(str(file), "rt", encoding="utf-8", compression="infer")
+
+
 def units(file: Path) -> Iterator[str]:
-    """Lines, or blocks of lines in CoNLL's formats; of a table with a header also that."""
-    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file)
-    with opened as stream:
+    """Lines, or blocks of lines in CoNLL's formats."""
+    with text_of(file) as stream:
         if not is_blocks(file):
             yield from stream
             return
@@ -62,8 +65,7 @@ def is_blocks(file: Path) -> bool:
 
 def part_of_squad(file: Path, first: int, last: int) -> str:
     """Some questions of all articles."""
-    opened = gzip.open(file, "rt") if file.suffix == ".gz" else open(file)
-    with opened as stream:
+    with text_of(file) as stream:
         data = json.load(stream)
     flat = [
         (a, p, q)
