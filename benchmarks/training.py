@@ -33,7 +33,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ptft_lightning.cli import main
 from ptft_lightning.commands import train
-from ptft_lightning.data.token_store import FORMAT, Manifest, write_manifest, write_shard
+from ptft_lightning.data.manifest import FORMAT, Manifest, write_manifest
+from ptft_lightning.data.token_store import write_shard
 from ptft_lightning.data.tokenizer import Tokenizer as Loaded
 
 SIZES = {

@@ -16,8 +16,9 @@ import pytest
 import zstandard
 from faults.kit import call, done, pretrain, words
 
+from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.prepare import prepare_store
-from ptft_lightning.data.token_store import TokenStore, read_manifest
+from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 
 

@@ -25,7 +25,8 @@ from faults.kit import (
     write_examples,
 )
 
-from ptft_lightning.data.token_store import TokenStore, read_manifest
+from ptft_lightning.data.manifest import read_manifest
+from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.interop.open import open_model
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ptft_lightning.commands.tool import run_tool
-from ptft_lightning.data.token_store import SPLITS, TokenStore, read_manifest
+from ptft_lightning.data.manifest import SPLITS, read_manifest
+from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.examples import Columns, Example, read_examples
+from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.overlap import FLAGGED, SHORTEST, TOGETHER, Hit, N, Needles, record, scan
-from ptft_lightning.data.token_store import TokenStore, read_manifest, write_atomically
+from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
+from ptft_lightning.files import write_atomically
 
 if TYPE_CHECKING:
     from ptft_lightning.modules.finetune import FinetuneModule

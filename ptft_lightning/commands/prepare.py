@@ -24,6 +24,7 @@ def prepare(
     on_bad_document: OnBadDocument = "skip",
     max_bad_share: float = MAX_BAD_SHARE,
     word_starts: bool = False,
+    lengths: list[int] | None = None,
 ) -> None:
     """Tokenize text files into a token store. A call that was killed goes on where it stopped.
 
@@ -40,6 +41,8 @@ def prepare(
         on_bad_document: Count documents that cannot be read and leave them out, or stop at one.
         max_bad_share: Refuse a corpus of which a larger share cannot be read.
         word_starts: Note where words start, for MaskedLM's whole_words (extra `zh`).
+        lengths: Count the rows of so many tokens in layout `documents`; a store that is read from
+            a URL in that layout needs it.
     """
     manifest = prepare_store(
         files,
@@ -53,6 +56,7 @@ def prepare(
         on_bad_document=on_bad_document,
         max_bad_share=max_bad_share,
         word_starts=word_starts,
+        lengths=lengths,
     )
     for split in ("train", "validation"):
         shards = getattr(manifest, split)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
+from ptft_lightning.data.cache_config import CacheConfig
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
+from ptft_lightning.data.manifest import has_manifest, read_manifest
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Layout
 from ptft_lightning.data.plan import check_share
@@ -18,9 +20,12 @@ from ptft_lightning.data.row_batches import RowDataset, RowMaker
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
 from ptft_lightning.data.sources import expand_sources
-from ptft_lightning.data.token_store import TokenStore, read_manifest
+from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from ptft_lightning.data.prefetch import Prefetch
 
 PREPARE_LIMIT = 2 * 10**9  # bytes of text that `fit` prepares by itself: a few minutes
 
@@ -31,7 +36,8 @@ class CorpusDataModule(PhaseData):
     Args:
         files: Paths, globs, folders or URLs of text (.txt, .jsonl, .csv, .tsv, also .gz or .zst;
             .parquet), or hub:owner/name?config=NAME&split=NAME; not needed for a finished store.
-        store: Directory of the token store; made from `files` when it is not there yet.
+        store: Directory of the token store, made from `files` when it is not there yet; or the URL
+            of one that was copied there, such as s3://bucket/store.
         tokenizer: A tokenizer.json or its directory; with init_from the bundle's own is used.
         column: The text column, of all files but .txt.
         encoding: Of text files; a byte order mark is dropped.
@@ -52,6 +58,7 @@ class CorpusDataModule(PhaseData):
             text in domain adaptation; an epoch is one pass over `store`.
         validation_stores: Names and token stores of other text, whose held-out loss is told before
             and after training; default: those of `replay`.
+        cache: Where shards of stores behind URLs are kept, and how many.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class CorpusDataModule(PhaseData):
         audit: str | None = None,
         replay: dict[str, float] | None = None,
         validation_stores: dict[str, str] | None = None,
+        cache: CacheConfig = CacheConfig(),
     ) -> None:
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
         check_share(validation_share)
@@ -95,7 +103,8 @@ class CorpusDataModule(PhaseData):
         self.encoding, self.on_bad_document = encoding, on_bad_document
         self.max_bad_share = max_bad_share
         self.validation_share, self.window = validation_share, window
-        self.word_starts = word_starts
+        self.word_starts, self.cache = word_starts, cache
+        self.prefetch: Prefetch | None = None
         if length < 2:
             raise UserError(f"data.length is {length}: a row needs at least 2 tokens")
         if window < 1:
@@ -107,7 +116,7 @@ class CorpusDataModule(PhaseData):
         module: Any = self._trainer().lightning_module
         module.preflight(self)
         self.files = expand_sources(self.files)
-        if not (Path(self.store) / "manifest.json").is_file():
+        if not has_manifest(self.store):
             self._prepare()
         elif self.files:
             from ptft_lightning.data.store_checks import check_plan
@@ -120,7 +129,7 @@ class CorpusDataModule(PhaseData):
     @property
     def has_word_starts(self) -> bool:
         """Whether the store says where words start, or will."""
-        if not (Path(self.store) / "manifest.json").is_file():
+        if not has_manifest(self.store):
             return self.word_starts
         return read_manifest(self.store).segmenter is not None
 
@@ -143,6 +152,7 @@ class CorpusDataModule(PhaseData):
             on_bad_document=self.on_bad_document,
             max_bad_share=self.max_bad_share,
             word_starts=self.word_starts,
+            lengths=[self.length] if self.layout == "documents" else None,
             sizes=sizes,
         )
 
@@ -175,11 +185,32 @@ class CorpusDataModule(PhaseData):
             if not len(self.train_rows):
                 raise UserError(f"the token store '{self.store}' holds no training documents")
             self.place_in_trainer()
+            self._fetch_ahead()
+
+    def _fetch_ahead(self) -> None:
+        """Where a store is behind a URL: one process of each host fetches its shards early."""
+        caches = {s.cache for s in self.train_rows.stores if s.cache is not None}
+        for cache in caches:
+            cache.check_room(self.window)
+        trainer = self._trainer()
+        if caches and trainer.local_rank == 0:
+            from ptft_lightning.data.prefetch import Prefetch
+
+            def number() -> int:
+                return self.segments.span(trainer.global_step)[0]
+
+            self.prefetch = Prefetch(self.train_rows, number)
+            self.prefetch.start()
+
+    def teardown(self, stage: str) -> None:
+        """Fetch no more."""
+        if self.prefetch is not None:
+            self.prefetch.stop()
 
     def rows_of(self, store: str, split: str) -> Rows:
         """The rows of one split of a store."""
         return Rows(
-            TokenStore(store, split),
+            TokenStore(store, split, self.cache),
             self.layout,
             self.length,
             self.tokenizer.pad,

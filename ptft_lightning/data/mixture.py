@@ -6,13 +6,14 @@ holds about its share of each and any sample is found without reading those befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
+from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.errors import UserError
 
 PERIOD = 4096
@@ -87,6 +88,18 @@ class MixedRows(Rows):
     def __len__(self) -> int:
         first = len(self.sources[0])
         return self.turns.until(0, first) if first else 0
+
+    @property
+    def stores(self) -> list[TokenStore]:
+        """See `Rows`."""
+        return [rows.store for rows in self.sources]
+
+    def ahead(self, number: int) -> Iterator[tuple[TokenStore, int]]:
+        """See `Rows`; of each source in turn."""
+        periods, at = divmod(number, PERIOD)
+        for s, rows in enumerate(self.sources):
+            own = periods * self.turns.counts[s] + int(self.turns.before[s, at])
+            yield from rows.ahead(own)
 
     def shards_of(self, numbers: Numbers) -> Numbers:
         """See `Rows`; shards are numbered through all sources."""

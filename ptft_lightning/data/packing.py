@@ -66,6 +66,11 @@ def pack_documents(ends: Index, length: int) -> Pieces:
     return Pieces(starts[order], lengths[order], first)
 
 
+def document_rows(ends: Index, length: int) -> int:
+    """Rows of a shard in layout `documents`."""
+    return len(pack_documents(ends, length).first) - 1
+
+
 def block_rows(tokens: int, length: int) -> int:
     """Rows of a shard of `tokens` tokens in layout `blocks`; the last one may be padded."""
     return -(-tokens // length)

@@ -28,6 +28,15 @@ from ptft_lightning.data.documents import (
     check_file,
     text_size,
 )
+from ptft_lightning.data.manifest import (
+    FORMAT,
+    SPLITS,
+    Manifest,
+    Shard,
+    read_manifest,
+    write_manifest,
+)
+from ptft_lightning.data.packing import document_rows
 from ptft_lightning.data.plan import (
     SHOWN,
     UNIT_BYTES,
@@ -38,20 +47,10 @@ from ptft_lightning.data.plan import (
 )
 from ptft_lightning.data.sources import HUB, expand_sources
 from ptft_lightning.data.streams import stored_size
-from ptft_lightning.data.token_store import (
-    FORMAT,
-    SPLITS,
-    Flags,
-    Ids,
-    Manifest,
-    Shard,
-    read_manifest,
-    write_atomically,
-    write_manifest,
-    write_shard,
-)
+from ptft_lightning.data.token_store import Flags, Ids, write_shard
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
+from ptft_lightning.files import write_atomically
 from ptft_lightning.progress import ByteProgress
 
 BATCH_DOCUMENTS = 512  # documents encoded at once: enough for every core
@@ -75,10 +74,12 @@ def prepare_store(
     on_bad_document: OnBadDocument = "skip",
     max_bad_share: float = MAX_BAD_SHARE,
     word_starts: bool = False,
+    lengths: list[int] | None = None,
     sizes: list[int] | None = None,
 ) -> Manifest:
     """Tokenize `files` into a token store at `directory`; continue where a killed call stopped.
 
+    Rows of `lengths` tokens in layout `documents` are counted, so that they need not be later.
     `files` may also be globs, folders, URLs and hub data sets; `sizes` are their bytes of text,
     where they were counted already.
 
@@ -86,7 +87,7 @@ def prepare_store(
         UserError: a missing file, an empty corpus, too many unreadable documents, or a directory
             begun with other settings.
     """
-    _check_settings(files, unit_bytes, validation_share, max_bad_share)
+    _check_settings(files, unit_bytes, validation_share, max_bad_share, lengths or [])
     files = expand_sources(files)
     plan = Plan(
         files=files,
@@ -99,6 +100,7 @@ def prepare_store(
         stored=[0 if file.startswith(HUB) else stored_size(file) for file in files],
         encoding=encoding,
         segmenter=_segmenter() if word_starts else None,
+        lengths=lengths or [],
     )
     for file in files:  # a wrong column is said before the directory belongs to this plan
         check_file(file, plan.reading)
@@ -125,13 +127,19 @@ def prepare_store(
 
 
 def _check_settings(
-    files: list[str], unit_bytes: int, validation_share: float, max_bad_share: float
+    files: list[str],
+    unit_bytes: int,
+    validation_share: float,
+    max_bad_share: float,
+    lengths: list[int],
 ) -> None:
     check_limit(max_bad_share)
     if not files:
         raise UserError("no files to prepare: name them with --data.files (or --files)")
     if unit_bytes < 1:
         raise UserError(f"--unit_bytes is {unit_bytes}: give 1 or more")
+    if short := [n for n in lengths if n < 2]:
+        raise UserError(f"--lengths has {short[0]}: a row needs at least 2 tokens")
     check_share(validation_share)
 
 
@@ -156,7 +164,7 @@ def _claim(target: Path, plan: Plan) -> None:
     if not note.is_file():
         write_atomically(note, content.encode())
         return
-    begun: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    begun: dict[str, Any] = {"lengths": []} | json.loads(note.read_text(encoding="utf-8"))
     changed = [k for k, v in asdict(plan).items() if begun.get(k) != v]
     if changed:
         was = ", ".join(shown_change(k, begun.get(k), getattr(plan, k)) for k in changed)
@@ -187,7 +195,10 @@ def _make_shard(
             parts[split].add(tokenizer.frame(ids), len(document.encode()), starts)
         progress.advance(sum(len(d.encode()) for d in batch))
     with_words = plan.segmenter is not None
-    shards = {s: part.write(target, f"{s}-{number:05d}", with_words) for s, part in parts.items()}
+    shards = {
+        s: part.write(target, f"{s}-{number:05d}", with_words, plan.lengths)
+        for s, part in parts.items()
+    }
     receipt = {
         "bad": {"kinds": bad.kinds, "places": bad.places},
         "shards": {split: asdict(shard) for split, shard in shards.items()},
@@ -234,11 +245,12 @@ class _Part:
         if starts is not None:
             self.words.append(starts)
 
-    def write(self, target: Path, name: str, with_words: bool) -> Shard:
+    def write(self, target: Path, name: str, with_words: bool, lengths: list[int]) -> Shard:
         tokens: Ids = np.concatenate([np.zeros(0, self.dtype), *self.pieces])
         ends = np.cumsum(np.array(self.lengths, np.int64), dtype=np.int64)
         words = np.concatenate([np.zeros(0, np.bool_), *self.words]) if with_words else None
-        return write_shard(target, name, tokens, ends, self.text_bytes, words)
+        rows = {str(n): document_rows(ends, n) for n in lengths} or None
+        return write_shard(target, name, tokens, ends, self.text_bytes, words, rows)
 
 
 def _collect(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from ptft_lightning.data.packing import (
 )
 from ptft_lightning.data.sample_order import Numbers, Order
 from ptft_lightning.data.token_store import TokenStore
+from ptft_lightning.errors import UserError
+
+PACKED = 64  # shards whose packing is kept
 
 
 class Rows:
@@ -34,19 +37,47 @@ class Rows:
         window: int,
         shuffle: bool,
     ) -> None:
-        self.store, self.length, self.pad = store, length, pad
+        self.store, self.layout, self.length, self.pad = store, layout, length, pad
         self.mixture: dict[str, Any] = {}  # facts of a mixture of stores, which this is not
-        self.pieces: list[Pieces] | None = None
-        if layout == "documents":
-            count = range(len(store.shards))
-            self.pieces = [pack_documents(np.asarray(store.ends(s)), length) for s in count]
-            rows = [len(p.first) - 1 for p in self.pieces]
-        else:
-            rows = [block_rows(shard.tokens, length) for shard in store.shards]
-        self.order = Order(tuple(rows), seed, window, shuffle)
+        self._packed: dict[int, Pieces] = {}  # the last one is the one used last
+        rows = tuple(self._rows_in(shard) for shard in range(len(store.shards)))
+        self.order = Order(rows, seed, window, shuffle)
 
     def __len__(self) -> int:
         return self.order.rows
+
+    def _rows_in(self, number: int) -> int:
+        shard = self.store.shards[number]
+        if self.layout == "blocks":
+            return block_rows(shard.tokens, self.length)
+        if shard.rows is not None and (known := shard.rows.get(str(self.length))) is not None:
+            return known
+        if self.store.cache is not None:
+            raise UserError(
+                f"token store '{self.store.place}' does not say how many rows of {self.length} "
+                f"tokens its documents make: prepare it with --lengths [{self.length}], or use "
+                "data.layout blocks"
+            )
+        return len(self._pieces(number).first) - 1
+
+    def _pieces(self, shard: int) -> Pieces:
+        pieces = self._packed.pop(shard, None)
+        if pieces is None:
+            pieces = pack_documents(np.asarray(self.store.ends(shard)), self.length)
+        self._packed[shard] = pieces
+        if len(self._packed) > PACKED:
+            del self._packed[next(iter(self._packed))]
+        return pieces
+
+    @property
+    def stores(self) -> list[TokenStore]:
+        """Where the rows come from."""
+        return [self.store]
+
+    def ahead(self, number: int) -> Iterator[tuple[TokenStore, int]]:
+        """The shards that are needed from a sample on, for two windows."""
+        for shard in self.order.shards_from(number):
+            yield self.store, shard
 
     def shards_of(self, numbers: Numbers) -> Numbers:
         """The shard of each sample."""
@@ -74,9 +105,9 @@ class Rows:
         shards, rows = self.order.place(numbers[real])
         for at, shard, row in zip(real.tolist(), shards.tolist(), rows.tolist(), strict=True):
             ids = stream(shard)
-            if self.pieces is None:
+            if self.layout == "blocks":
                 ends = self.store.ends(shard)
                 read_block(ids, ends, row, self.length, tokens[at], documents[at])
             else:
-                read_pieces(ids, self.pieces[shard], row, tokens[at], documents[at])
+                read_pieces(ids, self._pieces(shard), row, tokens[at], documents[at])
         return tokens, documents

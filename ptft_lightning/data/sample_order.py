@@ -7,8 +7,9 @@ rank or worker can ask for any sample without reading those before it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,17 @@ def keyed_permutation(index: Numbers, size: int, key: tuple[int | str, ...]) -> 
     return out.astype(np.int64)
 
 
+class Epoch(NamedTuple):
+    """How the rows of one epoch lie, one after another."""
+
+    shards: Numbers
+    """In the order in which they are read."""
+    ends: Numbers
+    """Rows up to and with each of them."""
+    window_ends: Numbers
+    """Rows up to and with each window."""
+
+
 @dataclass(frozen=True)
 class Order:
     """The order of the rows of a store: `place` sends sample numbers to (shard, row).
@@ -80,8 +92,9 @@ class Order:
     seed: int
     window: int = 16
     shuffle: bool = True
+    _epochs: dict[int, Epoch] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows in one epoch."""
         return sum(self.rows_per_shard)
@@ -95,26 +108,46 @@ class Order:
             shards[at], rows[at] = self._place_epoch(int(epoch), inside[at])
         return shards, rows
 
-    def _place_epoch(self, epoch: int, inside: Numbers) -> tuple[Numbers, Numbers]:
-        count = len(self.rows_per_shard)
-        shard_order = np.arange(count)
-        if self.shuffle and epoch > 0:
-            shard_order = keyed_permutation(shard_order, count, (self.seed, "shards", epoch))
-        ends = np.cumsum(np.array(self.rows_per_shard, np.int64)[shard_order])
-        mixed = self._mix_windows(epoch, inside, ends) if self.shuffle else inside
-        position = np.searchsorted(ends, mixed, side="right")
-        starts = np.concatenate([[0], ends[:-1]])
-        return shard_order[position], mixed - starts[position]
+    def shards_from(self, number: int) -> list[int]:
+        """The shards of a sample's window and of the one after it, in the order of reading."""
+        epoch, inside = divmod(number, self.rows)
+        layout = self._epoch(epoch)
+        first = int(np.searchsorted(layout.window_ends, inside, side="right")) * self.window
+        found: list[int] = layout.shards[first : first + 2 * self.window].tolist()
+        if len(layout.shards) <= first + self.window:
+            found += self._epoch(epoch + 1).shards[: self.window].tolist()
+        return found
 
-    def _mix_windows(self, epoch: int, inside: Numbers, ends: Numbers) -> Numbers:
-        last = np.minimum(np.arange(self.window, len(ends) + self.window, self.window), len(ends))
-        window_ends = ends[last - 1]
-        window_starts = np.concatenate([[0], window_ends[:-1]])
+    def _epoch(self, epoch: int) -> Epoch:
+        """Kept for two epochs: with many shards it takes long to make."""
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = self._lay_out(epoch)
+        return self._epochs[epoch]
+
+    def _lay_out(self, epoch: int) -> Epoch:
+        count = len(self.rows_per_shard)
+        shards = np.arange(count)
+        if self.shuffle and epoch > 0:
+            shards = keyed_permutation(shards, count, (self.seed, "shards", epoch))
+        ends = np.cumsum(np.array(self.rows_per_shard, np.int64)[shards])
+        last = np.minimum(np.arange(self.window, count + self.window, self.window), count)
+        return Epoch(shards, ends, ends[last - 1])
+
+    def _place_epoch(self, epoch: int, inside: Numbers) -> tuple[Numbers, Numbers]:
+        layout = self._epoch(epoch)
+        mixed = self._mix_windows(epoch, inside, layout.window_ends) if self.shuffle else inside
+        position = np.searchsorted(layout.ends, mixed, side="right")
+        starts = np.where(position > 0, layout.ends[position - 1], 0)
+        return layout.shards[position], mixed - starts
+
+    def _mix_windows(self, epoch: int, inside: Numbers, window_ends: Numbers) -> Numbers:
         window_of = np.searchsorted(window_ends, inside, side="right")
         mixed = np.empty_like(inside)
         for w in np.unique(window_of):
-            at, start = window_of == w, window_starts[w]
-            size = int(window_ends[w] - start)
+            at, start = window_of == w, int(window_ends[w - 1]) if w else 0
+            size = int(window_ends[w]) - start
             key = (self.seed, "rows", epoch, int(w))
             mixed[at] = start + keyed_permutation(inside[at] - start, size, key)
         return mixed

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.plan import shown_change
 from ptft_lightning.data.sources import HUB
 from ptft_lightning.data.streams import stored_size
-from ptft_lightning.data.token_store import read_manifest
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 

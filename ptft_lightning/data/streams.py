@@ -22,6 +22,11 @@ class Damaged(Exception):
         self.at = at
 
 
+def is_url(path: str) -> bool:
+    """Whether a path names something that fsspec has to fetch."""
+    return "://" in path
+
+
 def bare_name(path: str) -> str:
     """A file's name without the ending of its compression."""
     for ending in COMPRESSED:

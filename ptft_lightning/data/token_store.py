@@ -12,89 +12,25 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ptft_lightning.data.cache_config import CacheConfig
+from ptft_lightning.data.manifest import Shard, read_manifest
+from ptft_lightning.data.streams import is_url
 from ptft_lightning.errors import UserError
+from ptft_lightning.files import write_atomically
 
-FORMAT = 1
-SPLITS = ("train", "validation")
+if TYPE_CHECKING:
+    from ptft_lightning.data.shard_cache import ShardCache
+
+MAPPED = 1024  # shards of a store that a process has mapped at once
 Ids = npt.NDArray[np.integer[Any]]
 Flags = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard of one split, as the manifest lists it."""
-
-    name: str
-    tokens: int
-    documents: int
-    text_bytes: int
-    """UTF-8 bytes of the text, without control tokens: what bits-per-byte divides by."""
-    checksum: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a token store holds; `manifest.json` is this dataclass."""
-
-    format: int
-    tokenizer: str
-    """Fingerprint of the tokenizer that made the ids."""
-    dtype: str
-    round_trips: bool
-    """Whether the tokenizer gives its text back, so that bits-per-byte means something."""
-    plan: dict[str, Any]
-    """Sources, seed, held-out share: everything that decided the bytes of the store."""
-    bad_documents: int
-    bad_places: list[str]
-    train: list[Shard]
-    validation: list[Shard]
-    bad_kinds: dict[str, int] = field(default_factory=dict)
-    """How many of the bad documents are of which kind."""
-
-    @property
-    def segmenter(self) -> str | None:
-        """What found the words whose starts are noted; None where none are."""
-        found: str | None = self.plan.get("segmenter")
-        return found
-
-    @property
-    def arrays(self) -> tuple[str, ...]:
-        """The kinds of files of each shard."""
-        return ("tokens", "ends") if self.segmenter is None else ("tokens", "ends", "words")
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the content, the same on every machine."""
-        shards = [s.checksum for s in (*self.train, *self.validation)]
-        return hashlib.sha256(" ".join([self.tokenizer, *shards]).encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it, sync the directory."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
 
 
 def _npy_bytes(array: Ids) -> bytes:
@@ -110,6 +46,7 @@ def write_shard(
     ends: Ids,
     text_bytes: int,
     words: Flags | None = None,
+    rows: dict[str, int] | None = None,
 ) -> Shard:
     """Write one shard's files and return its entry in the manifest."""
     digest = hashlib.sha256()
@@ -120,42 +57,7 @@ def write_shard(
         content = _npy_bytes(array)
         digest.update(content)
         write_atomically(directory / f"{name}.{kind}.npy", content)
-    return Shard(name, len(tokens), len(ends), text_bytes, digest.hexdigest()[:16])
-
-
-def read_manifest(directory: str | Path) -> Manifest:
-    """Read a store's manifest.
-
-    Raises:
-        UserError: there is none, or another version of the format wrote it.
-    """
-    file = Path(directory) / "manifest.json"
-    if not file.is_file():
-        raise UserError(f"no token store at '{directory}': make it with `ptft_lightning prepare`")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version = content.get("format")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"'{file}' is not the manifest of a token store: {error}") from error
-    if version != FORMAT:
-        raise UserError(
-            f"token store '{directory}' has format {version}, this version reads "
-            f"{FORMAT}: prepare it again into another directory"
-        )
-    try:
-        for split in SPLITS:
-            content[split] = [Shard(**shard) for shard in content[split]]
-        return Manifest(**content)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"'{file}' is not whole ({error}): prepare the store again into another directory"
-        ) from error
-
-
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write the manifest, last of all: a store with a manifest is complete."""
-    text = json.dumps(asdict(manifest), indent=1, ensure_ascii=False)
-    write_atomically(directory / "manifest.json", text.encode())
+    return Shard(name, len(tokens), len(ends), text_bytes, digest.hexdigest()[:16], rows)
 
 
 class PackedBits:
@@ -173,33 +75,50 @@ class PackedBits:
 class TokenStore:
     """One split of a prepared corpus, memory-mapped.
 
+    Args:
+        place: Directory, or URL: its shards are then fetched when they are needed.
+        split: `train` or `validation`.
+        cache: Where and how many fetched shards are kept.
+
     Raises:
-        UserError: the directory holds no store, or a shard is missing or has another length.
+        UserError: there is no store, or a shard of a directory is missing.
     """
 
-    def __init__(self, directory: str | Path, split: str) -> None:
-        self.directory = Path(directory)
-        self.manifest = read_manifest(directory)
+    def __init__(self, place: str | Path, split: str, cache: CacheConfig | None = None) -> None:
+        self.place, self.split, self.cache_config = str(place), split, cache
+        self.manifest = read_manifest(place)
         listed: list[Shard] = getattr(self.manifest, split)
-        self.split = split
         # A shard without documents of this split has nothing to place.
         self.shards = [shard for shard in listed if shard.tokens]
+        self.cache: ShardCache | None = None
+        if is_url(self.place):
+            from ptft_lightning.data.shard_cache import open_cache
 
-    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path, str]]:
+            self.cache = open_cache(self.place, self.manifest, cache)
+        else:
+            self._check_names()
+        self._mapped: dict[int, list[Ids]] = {}  # the last one is the one used last
+
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickled (for spawned workers) by name: a memory map would travel as its content."""
-        return TokenStore, (self.directory, self.split)
+        return TokenStore, (self.place, self.split, self.cache_config)
 
     def tokens(self, shard: int) -> Ids:
         """Token ids of a shard, memory-mapped, in the store's dtype."""
-        return self._open[shard][0]
+        return self._open(shard)[0]
 
     def ends(self, shard: int) -> Ids:
         """For each document of a shard, the index after its last token."""
-        return self._open[shard][1]
+        return self._open(shard)[1]
 
     def words(self, shard: int) -> PackedBits:
         """For each token of a shard, whether it begins a word; only where the store has them."""
-        return PackedBits(self._open[shard][2], self.shards[shard].tokens)
+        return PackedBits(self._open(shard)[2], self.shards[shard].tokens)
+
+    def bring(self, shard: int) -> None:
+        """Fetch a shard that is not here yet."""
+        if self.cache is not None and not self.cache.has(self.shards[shard]):
+            self.cache.fetch(self.shards[shard])
 
     @property
     def total_tokens(self) -> int:
@@ -212,15 +131,29 @@ class TokenStore:
         predicted = sum(shard.tokens - shard.documents for shard in self.shards)
         return predicted / max(1, sum(shard.text_bytes for shard in self.shards))
 
-    @cached_property
-    def _open(self) -> list[list[Ids]]:
-        return [self._map(shard) for shard in self.shards]
+    def _check_names(self) -> None:
+        there = set(os.listdir(self.place))
+        kinds = self.manifest.arrays
+        for file in (f"{shard.name}.{kind}.npy" for shard in self.shards for kind in kinds):
+            if file not in there:
+                raise UserError(
+                    f"token store shard '{file}' is missing in '{self.place}': copy it there, or "
+                    "prepare the store again"
+                )
+
+    def _open(self, number: int) -> list[Ids]:
+        arrays = self._mapped.pop(number, None) or self._map(self.shards[number])
+        self._mapped[number] = arrays
+        if len(self._mapped) > MAPPED:
+            del self._mapped[next(iter(self._mapped))]
+        return arrays
 
     def _map(self, shard: Shard) -> list[Ids]:
+        folder = Path(self.place) if self.cache is None else self.cache.fetch(shard)
         arrays = []
         lengths = (shard.tokens, shard.documents, -(-shard.tokens // 8))
         for kind, length in zip(self.manifest.arrays, lengths, strict=False):
-            file = self.directory / f"{shard.name}.{kind}.npy"
+            file = folder / f"{shard.name}.{kind}.npy"
             try:
                 array = np.load(file, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
@@ -241,11 +174,17 @@ class TokenStore:
         """
         for shard in self.shards:
             self._map(shard)
-            digest = hashlib.sha256()
-            for kind in self.manifest.arrays:
-                digest.update((self.directory / f"{shard.name}.{kind}.npy").read_bytes())
-            if digest.hexdigest()[:16] != shard.checksum:
+            folder = Path(self.place) if self.cache is None else self.cache.fetch(shard)
+            if shard_checksum(folder, shard, self.manifest.arrays) != shard.checksum:
                 raise UserError(
-                    f"token store shard '{shard.name}' in '{self.directory}' does not match its "
+                    f"token store shard '{shard.name}' in '{self.place}' does not match its "
                     "checksum: prepare the store again"
                 )
+
+
+def shard_checksum(folder: Path, shard: Shard, kinds: tuple[str, ...]) -> str:
+    """Of a shard's files as they are."""
+    digest = hashlib.sha256()
+    for kind in kinds:
+        digest.update((folder / f"{shard.name}.{kind}.npy").read_bytes())
+    return digest.hexdigest()[:16]

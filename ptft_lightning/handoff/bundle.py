@@ -22,9 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ptft_lightning.data.token_store import sync_directory, write_atomically
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
+from ptft_lightning.files import sync_directory, write_atomically
 
 FORMAT = 1
 CHECKPOINT_KEY = "bundle"  # where a Lightning checkpoint keeps config and tokenizer

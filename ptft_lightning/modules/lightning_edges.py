@@ -16,8 +16,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh
 
-from ptft_lightning.data.token_store import sync_directory
 from ptft_lightning.errors import UserError
+from ptft_lightning.files import sync_directory
 
 
 def correct_batch_progress(checkpoint: dict[str, Any], accumulation: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Encoded, Example
 from ptft_lightning.data.module import say
-from ptft_lightning.data.token_store import write_atomically
+from ptft_lightning.files import write_atomically
 
 KEPT = 20_000  # examples of a set, evenly spaced in larger ones
 CHARACTERS = 1000  # of a text

@@ -16,8 +16,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.module import say
-from ptft_lightning.data.token_store import write_atomically
 from ptft_lightning.errors import UserError
+from ptft_lightning.files import write_atomically
 from ptft_lightning.modules.nets import PretrainNet
 from ptft_lightning.modules.pretrain import PretrainModule
 

@@ -30,8 +30,8 @@ from ptft_lightning.data.examples import Encoded, documents_of
 from ptft_lightning.data.module import say
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.steps import PassSampler
-from ptft_lightning.data.token_store import sync_directory
 from ptft_lightning.errors import UserError
+from ptft_lightning.files import sync_directory
 from ptft_lightning.progress import ByteProgress
 
 GB = 10**9

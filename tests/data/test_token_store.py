@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptft_lightning.data.token_store import (
-    TokenStore,
-    read_manifest,
-    write_atomically,
-    write_shard,
-)
+from ptft_lightning.data.manifest import read_manifest
+from ptft_lightning.data.token_store import TokenStore, write_shard
 from ptft_lightning.errors import UserError
+from ptft_lightning.files import write_atomically
 
 
 @pytest.fixture

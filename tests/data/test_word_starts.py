@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptft_lightning.commands.prepare import prepare as prepare_command
+from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.rows import Rows
-from ptft_lightning.data.token_store import TokenStore, read_manifest
+from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.tokenizer_training import train_tokenizer
 from ptft_lightning.data.word_starts import encode_words
