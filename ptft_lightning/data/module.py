@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from bisect import bisect_left
 from typing import Any, cast
 
@@ -16,8 +17,27 @@ from ptft_lightning.data.steps import PassSampler, StepSampler
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
-BatchLoader = DataLoader[Batch]
 EPOCHS_UNSET = (None, -1)
+
+
+class BatchLoader(DataLoader[Batch]):
+    """A loader that knows how long its reader waited for batches."""
+
+    waited = 0.0
+    """Seconds, since it was made."""
+
+    def __iter__(self) -> Any:
+        """The batches."""
+        batches = super().__iter__()
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.waited += time.perf_counter() - began
+            yield batch
 
 
 def itself(batch: Any) -> Any:
@@ -56,6 +76,7 @@ class PhaseData(L.LightningDataModule):
         self.segments = Segments((Segment(0, 0, global_batch_size),))
         self._epochs: int | None = None
         self._step_limit = -1
+        self.training: BatchLoader | None = None
 
     # What a subclass says of itself.
 
@@ -145,6 +166,11 @@ class PhaseData(L.LightningDataModule):
 
     # Loaders.
 
+    @property
+    def waited(self) -> float:
+        """Seconds that training has waited for data."""
+        return 0.0 if self.training is None else self.training.waited
+
     def train_loader(self, dataset: Dataset[Batch]) -> BatchLoader:
         """Endless micro-batches from the trainer's current step on."""
         trainer = self._trainer()
@@ -156,7 +182,8 @@ class PhaseData(L.LightningDataModule):
             micro=self.micro_batch_size,
             batches=self.accumulation,
         )
-        return self._loader(dataset, sampler)
+        self.training = self._loader(dataset, sampler)
+        return self.training
 
     def pass_loader(self, dataset: Dataset[Batch], count: int) -> BatchLoader:
         """One pass over `count` samples, shared out between the ranks."""
@@ -165,7 +192,7 @@ class PhaseData(L.LightningDataModule):
         return self._loader(dataset, sampler)
 
     def _loader(self, dataset: Dataset[Batch], sampler: StepSampler | PassSampler) -> BatchLoader:
-        return DataLoader(
+        return BatchLoader(
             dataset,
             sampler=sampler,
             batch_size=None,  # the dataset gives whole micro-batches

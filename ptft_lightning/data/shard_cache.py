@@ -104,7 +104,10 @@ class ShardCache:
     def _locked(self, name: str) -> Iterator[None]:
         with open(self.folder / name, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:  # to close it is not enough: a worker forked meanwhile holds it, too
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
     def _download(self, shard: Shard) -> None:
         """Files under another name first, which are renamed together when they are right."""

@@ -61,7 +61,7 @@ class PhaseModule(L.LightningModule):
         self.tokens_seen = 0
         self.grad_norm: Tensor | None = None
         self.rate = 0.0
-        self.clock, self.logged_step = time.perf_counter(), 0
+        self.clock, self.logged_step, self.waited = time.perf_counter(), 0, 0.0
         self.train_values: dict[str, float] = {}
 
     # What a phase says of itself.
@@ -196,11 +196,12 @@ class PhaseModule(L.LightningModule):
             "samples": float(self.data.segments.span(self.global_step)[0]),
             "tokens": float(self.tokens_seen),
             "tokens_per_s": sums.tokens / max(now - self.clock, 1e-9),
+            "data_stall": (self.data.waited - self.waited) / max(now - self.clock, 1e-9),
             "padding_waste": 1 - sums.tokens / max(sums.places, 1.0),
         }
         steps = max(1, self.global_step - self.logged_step)
         values["seconds_per_step"] = (now - self.clock) / steps
-        self.clock, self.logged_step = now, self.global_step
+        self.clock, self.logged_step, self.waited = now, self.global_step, self.data.waited
         self.train_values = values
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.global_step)

@@ -22,12 +22,15 @@ from ptft_lightning.data.module import say
 from ptft_lightning.modules.phase import PhaseModule
 
 SHOWN = ("train_loss", "train_bits_per_byte", "train_accuracy", "lr", "grad_norm")
+NOTABLE_STALL = 0.01  # of the time; more is told beside the speed
 
 
 def format_values(values: dict[str, float]) -> str:
     """The metrics of one line."""
     parts = [f"{k.removeprefix('train_')} {values[k]:.4g}" for k in SHOWN if k in values]
     parts.append(f"{values['tokens_per_s']:,.0f} tokens/s")
+    if (stall := values.get("data_stall", 0.0)) > NOTABLE_STALL:
+        parts.append(f"{stall:.0%} of the time waiting for data")
     return ", ".join(parts)
 
 

@@ -20,6 +20,7 @@ TITLES = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_s": "Tokens per second",
+    "data_stall": "Share of the time waiting for data",
     "padding_waste": "Padding",
 }
 PREFIXES = ("train_", "val_")
@@ -149,7 +150,7 @@ def _scale(axes: Axes, quantity: str, runs: Sequence[Run]) -> None:
     parts = [run.curves[name].values for run in runs for name in names if name in run.curves]
     values = np.concatenate(parts)
     values = values[np.isfinite(values)]
-    if quantity in ("tokens_per_s", "padding_waste", "lr"):
+    if quantity in ("tokens_per_s", "data_stall", "padding_waste", "lr"):
         top = float(values.max(initial=0)) * 1.08
         axes.set_ylim(0, top if top > 0 else 0.01)
     elif values.size and values.min() > 0 and values.max() > 30 * np.median(values):

@@ -8,18 +8,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import fsspec
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
+from faults.object_store import Handler, Proxy, object_store, proxied
 
-from ptft_lightning.data import remote
 from ptft_lightning.data.cache_config import CacheConfig
 from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.prefetch import Prefetch
@@ -31,60 +27,6 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
 Fault = Callable[[BaseHTTPRequestHandler], bool]
-
-
-class Proxy(ThreadingHTTPServer):
-    """Hands requests on to a server, but for those that a fault takes; counts what was asked."""
-
-    daemon_threads = True
-
-    def __init__(self, behind: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.behind, self.asked = behind, list[str]()
-        self.fault: Fault = lambda request: False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """One request."""
-
-    server: Proxy
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        if self.command == "GET":
-            self.server.asked.append(self.path)
-        if self.server.fault(self):
-            return
-        status, headers, body = self.fetch()
-        self.answer(status, headers, body)
-
-    do_HEAD = do_GET
-
-    def fetch(self) -> tuple[int, dict[str, str], bytes]:
-        headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
-        request = Request(self.server.behind + self.path, headers=headers, method=self.command)
-        try:
-            with urlopen(request) as response:
-                return response.status, dict(response.headers), response.read()
-        except HTTPError as error:
-            return error.code, dict(error.headers), error.read()
-
-    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
-                self.send_header(name, value)
-        length = headers.get("Content-Length", len(body)) if self.command == "HEAD" else len(body)
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        """Nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -100,31 +42,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory, bpe: Tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
+    with object_store() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
 def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """An S3 endpoint that everything in the process uses."""
-    proxy = Proxy(server)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    # As few attempts of the library's own as it allows: ours are what is tested.
-    kind = fsspec.get_filesystem_class("s3")
-    monkeypatch.setattr(kind, "retries", 1)
-    settings = {"endpoint_url": proxy.url, "config_kwargs": {"retries": {"max_attempts": 0}}}
-    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
-    kind.clear_instance_cache()
-    yield proxy
-    proxy.shutdown()
-    kind.clear_instance_cache()
+    with proxied(server, monkeypatch) as proxy:
+        yield proxy
 
 
 @pytest.fixture
