@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ptft_lightning.data import sample_order
 from ptft_lightning.data.sample_order import (
     Order,
     Segment,
@@ -176,6 +177,30 @@ def test_seek_costs_the_same_everywhere() -> None:
         assert ((shards >= 0) & (shards < 1000) & (rows >= 0) & (rows < 1_000_003)).all()
         assert len(set(zip(shards.tolist(), rows.tolist(), strict=True))) == 64
     assert min(took[1:]) < 0.05
+
+
+def test_large_windows_are_computed_as_small_ones_are_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = np.random.default_rng(0).integers(0, 300, 500)
+    looked_up = Order((30, 50, 20), seed=5, window=2).place(numbers)
+    monkeypatch.setattr(sample_order, "TABLE", 0)
+    computed = Order((30, 50, 20), seed=5, window=2).place(numbers)
+    assert np.array_equal(looked_up, computed)
+
+
+def test_the_shards_ahead_are_those_of_the_next_samples() -> None:
+    order = Order((3, 5, 2, 7, 4, 6, 1), seed=2, window=2)
+    for number in range(3 * order.rows):
+        ahead = order.shards_from(number)
+        assert len(ahead) <= 2 * order.window
+        _, inside = divmod(number, order.rows)
+        at = order.place(np.array([number]))[0][0]
+        assert at in ahead[: order.window]
+        # What follows until a window has been read through is among them.
+        epoch_left = order.rows - inside
+        soon = order.place(np.arange(number, number + min(epoch_left, 2)))[0]
+        assert set(soon.tolist()) <= set(ahead)
 
 
 def test_nothing_to_place() -> None:
