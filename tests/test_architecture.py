@@ -26,7 +26,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # In the order of the data's way: nothing lower imports upper.
 LAYERS = (
-    ("errors", "progress", "__init__"),
+    ("errors", "files", "progress", "__init__"),
     ("data",),
     ("terms", "backbones"),
     ("objectives",),
@@ -62,6 +62,7 @@ LEAVES = (
     *("tasks/contrast.py", "tasks/matching.py", "tasks/matching_head.py", "tasks/pairs.py"),
     *("tasks/matching_scores.py", "tasks/cloze.py", "tasks/cloze_template.py"),
     *("commands/prompt.py", "commands/rank.py", "commands/predicted.py"),
+    *("data/remote.py", "data/shard_cache.py", "data/prefetch.py"),
     *("data/squad.py", "data/passages.py", "commands/answer.py"),
     *("tasks/answers.py", "tasks/question_answering.py", "tasks/question_windows.py"),
     *(

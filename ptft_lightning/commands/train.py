@@ -160,7 +160,7 @@ class CLI(ConfigCLI):
         options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         plugins = options.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        options.plugins = [*plugins, AtomicCheckpointIO()]
+        options.plugins = [*plugins, AtomicCheckpointIO(checkpoints.asynchronous)]
         options.default_root_dir = options.default_root_dir or str(run_dir)
         fitting = self.subcommand == "fit" and not options.fast_dev_run
         options.logger = build_loggers(options.logger, run_dir) if fitting else False

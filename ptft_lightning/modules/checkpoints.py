@@ -1,16 +1,18 @@
-"""When a run is saved and where: checkpoints to resume from, bundles to hand over."""
+"""How a run is saved: checkpoints to resume from, bundles to hand over."""
 
 from __future__ import annotations
 
 import math
 import re
 import shutil
+import time
 import zipfile
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ptft_lightning.data.module import say
@@ -18,8 +20,10 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import recover_directories, replace_directory, write_bundle
 from ptft_lightning.handoff.lineage import model_card
 from ptft_lightning.modules.finetune import FinetuneModule
+from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.nets import whole_state
 from ptft_lightning.modules.phase import PhaseModule
+from ptft_lightning.modules.save_times import SaveTimes
 from ptft_lightning.tasks.base import Task
 
 NAME = re.compile(r"step=(\d+)\.ckpt$")
@@ -63,24 +67,51 @@ def watched(module: L.LightningModule) -> tuple[str, int]:
     return task.monitor, 1 if task.higher_is_better else -1
 
 
+def writer_of(trainer: L.Trainer) -> AtomicCheckpointIO:
+    """What writes checkpoints; one that has nothing pending where the trainer has its own."""
+    io = trainer.strategy.checkpoint_io
+    return io if isinstance(io, AtomicCheckpointIO) else AtomicCheckpointIO()
+
+
 class Checkpoints(Callback):
-    """Save every so many steps and at the end; keep the newest; write the bundle.
+    """Save when it is time and at the end; keep some of the checkpoints; write the bundle.
 
     Phase one's bundle is the last step's. Phase two's is the best by the task's metric, written
     after each validation that improves it.
 
     Args:
-        every_n_steps: Optimizer steps between checkpoints.
-        keep: How many checkpoints stay.
+        every_n_steps: Optimizer steps between checkpoints; null: see the next two.
+        every_n_tokens: Phase one: save whenever so many more tokens were read.
+        every_minutes: Save when the last save is so long ago.
+        keep: How many of the newest checkpoints stay.
+        keep_every_n_steps: Those of every so many steps stay, too.
+        keep_best: The one at the best validation stays, too, and is made if it was not due.
+        asynchronous: Write while training goes on; takes memory for a copy of the checkpoint.
     """
 
-    def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("keep", keep)):
-            if value < 1:
-                raise UserError(f"checkpoint.{name} is {value}: give 1 or more")
-        self.every_n_steps, self.keep = every_n_steps, keep
+    def __init__(
+        self,
+        every_n_steps: int | None = 500,
+        every_n_tokens: int | None = None,
+        every_minutes: float | None = None,
+        keep: int = 2,
+        keep_every_n_steps: int | None = None,
+        keep_best: bool = False,
+        asynchronous: bool = False,
+    ) -> None:
+        self.times = SaveTimes(every_n_steps, every_n_tokens, every_minutes)
+        if keep < 1:
+            raise UserError(f"checkpoint.keep is {keep}: give 1 or more")
+        if keep_every_n_steps is not None and keep_every_n_steps < 1:
+            raise UserError(
+                f"checkpoint.keep_every_n_steps is {keep_every_n_steps}: give 1 or more"
+            )
+        self.keep, self.keep_every_n_steps = keep, keep_every_n_steps
+        self.keep_best, self.asynchronous = keep_best, asynchronous
         self.run_dir = Path("runs/default")  # set by the command line
         self.best: float | None = None
+        self.best_step: int | None = None
+        self.stalls: list[float] = []  # seconds that training stood still for each save
         self.saved_step = -1
         self.unfinished = False  # set when the run stops before its end and is to be resumed
 
@@ -91,6 +122,12 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove what a save left behind that was killed."""
+        if self.asynchronous and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise UserError(
+                "checkpoint.asynchronous: sharded checkpoints are written by all ranks together, "
+                "leave it out"
+            )
+        self.times.start()
         if not trainer.is_global_zero:
             return
         recover_directories(self.run_dir)
@@ -99,12 +136,12 @@ class Checkpoints(Callback):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        """The best metric so far."""
-        return {"best": self.best}
+        """The best metric so far, and its step."""
+        return {"best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `state_dict`."""
-        self.best = state_dict["best"]
+        self.best, self.best_step = state_dict["best"], state_dict.get("best_step")
 
     def on_train_batch_end(
         self,
@@ -124,8 +161,8 @@ class Checkpoints(Callback):
         """Write a better bundle, then the checkpoint that was due."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        self._keep_best(trainer, cast(PhaseModule, pl_module))
-        if self._due(trainer) or trainer.should_stop:
+        better = self._keep_best(trainer, cast(PhaseModule, pl_module))
+        if self._due(trainer) or trainer.should_stop or (better and self.keep_best):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -135,6 +172,7 @@ class Checkpoints(Callback):
             return
         if self.saved_step != trainer.global_step:
             self.save(trainer)
+        self._finish_saving(trainer)
         kept = module.phase == "finetune" and self.best is not None
         if not self.unfinished and not (kept and (self.run_dir / "bundle").is_dir()):
             self._write_bundle(trainer, module)
@@ -146,13 +184,23 @@ class Checkpoints(Callback):
         if not there and not cast(Any, trainer).fast_dev_run:
             self._write_bundle(trainer, cast(PhaseModule, pl_module))
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """A checkpoint that is being written must not be lost to another fault."""
+        writer_of(trainer).wait()
+
+    def _finish_saving(self, trainer: L.Trainer) -> None:
+        writer_of(trainer).wait()
+        if self.stalls and trainer.is_global_zero:
+            each = f"{sum(self.stalls) / len(self.stalls):.2g} s each"
+            say(f"checkpoints: {len(self.stalls)} saves, training waited {each}")
+
     def _due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
-        return (
-            not cast(Any, trainer).fast_dev_run
-            and step % self.every_n_steps == 0
-            and step not in (0, self.saved_step)
-        )
+        if cast(Any, trainer).fast_dev_run or step in (0, self.saved_step):
+            return False
+        return self.times.due(trainer)
 
     def validation_follows(self, trainer: L.Trainer, batch_idx: int) -> bool:
         """Whether a validation comes between this step and the next."""
@@ -162,7 +210,9 @@ class Checkpoints(Callback):
 
     def save(self, trainer: L.Trainer) -> None:
         """Write a checkpoint under a temporary name, rename it, remove the oldest."""
-        step = trainer.global_step
+        began, step = time.perf_counter(), trainer.global_step
+        io = writer_of(trainer)
+        io.wait()  # for the one before
         target = self.directory / f"step={step:08d}.ckpt"
         # Rank 0's view decides: the ranks must not disagree about a name being taken.
         temporary = target.with_name(f".{target.name}.saving")
@@ -175,32 +225,47 @@ class Checkpoints(Callback):
         sharded = temporary.is_dir()
         if sharded:
             self._write_bundle(trainer, cast(PhaseModule, trainer.lightning_module), target)
-        if trainer.is_global_zero:
-            if sharded:
-                replace_directory(temporary, target)
-            else:
-                temporary.replace(target)
+        if sharded and trainer.is_global_zero:
+            replace_directory(temporary, target)
             self._remove_old()
+        elif trainer.is_global_zero:
+            io.then(lambda: (temporary.replace(target), self._remove_old()))
         trainer.strategy.barrier()
         self.saved_step = step
+        self.times.start()
+        self.stalls.append(time.perf_counter() - began)
+        for logger in trainer.loggers:
+            logger.log_metrics({"save_seconds": self.stalls[-1]}, step=step)
+
+    def _stays(self, path: Path) -> bool:
+        step, every = _step(path), self.keep_every_n_steps
+        return (every is not None and step % every == 0) or (
+            self.keep_best and step == self.best_step
+        )
 
     def _remove_old(self) -> None:
         for path in list_checkpoints(self.directory)[: -self.keep]:
+            if self._stays(path):
+                continue
             if path.is_dir():
                 shutil.rmtree(path)
                 shutil.rmtree(f"{path}.bundle", ignore_errors=True)
             else:
                 path.unlink()
 
-    def _keep_best(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        if module.phase != "finetune" or cast(Any, trainer).fast_dev_run:
-            return
+    def _keep_best(self, trainer: L.Trainer, module: PhaseModule) -> bool:
+        """Note a validation that is better than all before; phase two's bundle is that one's."""
+        if cast(Any, trainer).fast_dev_run:
+            return False
         name, sign = watched(module)
         value = float(trainer.callback_metrics.get(name, math.nan))  # a correlation may be NaN
-        if not math.isnan(value) and (self.best is None or sign * value > sign * self.best):
-            self.best = value
+        if math.isnan(value) or (self.best is not None and sign * value <= sign * self.best):
+            return False
+        self.best, self.best_step = value, trainer.global_step
+        if module.phase == "finetune":
             self._write_bundle(trainer, module)
             cast(FinetuneModule, module).keep_predictions(self.run_dir, "validation")
+        return True
 
     def _write_bundle(
         self, trainer: L.Trainer, module: PhaseModule, checkpoint: Path | None = None

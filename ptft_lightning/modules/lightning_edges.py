@@ -7,12 +7,15 @@ the checkpoint-over-config merge in commands/train.py.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -40,8 +43,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning 2.6.6 stages saves in the temporary directory and copies them: where that is another
     filesystem, a kill or a full disk leaves a truncated file under the final name
-    (pytorch-lightning#21253).
+    (pytorch-lightning#21253). Its AsyncCheckpointIO tells of a failure at the end of the run.
+
+    Args:
+        asynchronous: Copy what is to be saved and write it in another thread; where that fails,
+            the next `wait` does.
     """
+
+    def __init__(self, asynchronous: bool = False) -> None:
+        super().__init__()
+        self.writer = ThreadPoolExecutor(1) if asynchronous else None
+        self.pending: Future[None] | None = None
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
@@ -64,7 +76,40 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Save `checkpoint` at `path`, whole or not at all."""
-        target = Path(path)
+        if self.writer is None:
+            self._write(checkpoint, Path(path))
+            return
+        self.wait()
+        self.pending = self.writer.submit(self._write, copy_to_host(checkpoint), Path(path))
+
+    def then(self, finish: Callable[[], object]) -> None:
+        """Do something when the checkpoint is written."""
+        if self.writer is None or (written := self.pending) is None:
+            finish()
+            return
+
+        def after() -> None:
+            written.result()
+            finish()
+
+        self.pending = self.writer.submit(after)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def teardown(self) -> None:
+        """End the thread."""
+        if self.writer is not None:
+            self.writer.shutdown()
+
+    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
@@ -81,6 +126,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def copy_to_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A copy that training does not change any more."""
+    return cast(
+        "dict[str, Any]",
+        apply_to_collection(checkpoint, torch.Tensor, lambda t: t.detach().to("cpu", copy=True)),
+    )
 
 
 class ShardedStrategy(ModelParallelStrategy):
