@@ -9,7 +9,6 @@ import math
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -23,6 +22,7 @@ from torch import Tensor
 from ptft_lightning.commands import train
 from ptft_lightning.commands.check_data import Finding, check_data, first_batches, graded
 from ptft_lightning.data.corpus import CorpusDataModule
+from ptft_lightning.data.manifest import has_manifest
 from ptft_lightning.data.module import PhaseData
 from ptft_lightning.data.sample_order import Segment, Segments
 from ptft_lightning.errors import UserError
@@ -256,8 +256,8 @@ class CheckCLI(train.CLI):
         """Run the check in the trainer's own loop, then say what was found."""
         datamodule.workers, datamodule.audit = 0, None
         cast(Any, self.trainer).log_every_n_steps = sys.maxsize  # the meter is read here
-        store = Path(datamodule.store) if isinstance(datamodule, CorpusDataModule) else None
-        new = store is not None and not (store / "manifest.json").is_file()
+        store = datamodule.store if isinstance(datamodule, CorpusDataModule) else None
+        new = store is not None and not has_manifest(store)
         self.trainer.fit(model, datamodule=datamodule)
         print(f"made: the token store '{store}', as fit would" if new else "made: nothing")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.manifest import SPLITS, read_manifest
+from ptft_lightning.data.streams import is_url
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
@@ -17,16 +18,17 @@ def inspect(path: str, verify: bool = False) -> None:
     """Print what is at a path, as JSON.
 
     Args:
-        path: A bundle, run directory, checkpoint, Hugging Face folder, token store or tokenizer.
+        path: A bundle, run directory, checkpoint, Hugging Face folder, token store (or the
+            URL of one) or tokenizer.
         verify: Read all of a token store and compare its checksums.
     """
     place = Path(path)
-    if not place.exists():
-        raise UserError(f"not found: '{path}'")
-    if (place / "manifest.json").is_file():
-        facts = _store(place)
+    if is_url(path) or (place / "manifest.json").is_file():
+        facts = _store(path)
         for split in SPLITS if verify else ():
-            TokenStore(place, split).verify()
+            TokenStore(path, split).verify()
+    elif not place.exists():
+        raise UserError(f"not found: '{path}'")
     elif place.name == "tokenizer.json" or (
         (place / "tokenizer.json").is_file() and not (place / "config.json").is_file()
     ):
@@ -36,7 +38,7 @@ def inspect(path: str, verify: bool = False) -> None:
     print(json.dumps(facts, indent=1, ensure_ascii=False))
 
 
-def _store(place: Path) -> dict[str, Any]:
+def _store(place: str) -> dict[str, Any]:
     manifest = read_manifest(place)
     splits = {
         split: {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.examples import Columns, Example, read_examples
-from ptft_lightning.data.manifest import read_manifest
+from ptft_lightning.data.manifest import has_manifest, read_manifest
 from ptft_lightning.data.overlap import FLAGGED, SHORTEST, TOGETHER, Hit, N, Needles, record, scan
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def overlap(
     it, and at least 10 words or all of it.
 
     Args:
-        store: Directory of the token store; its training documents are searched.
+        store: Directory or URL of the token store; its training documents are searched.
         file: The examples (.jsonl, .csv or .tsv, also .gz or .zst).
         tokenizer: What the store was made with: a tokenizer.json, or a bundle or run that has it.
         output: File with one JSON line per flagged example.
@@ -158,10 +158,14 @@ def _stores(lineage: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 def _usable(path: str, fingerprint: str | None, tokenizer: Tokenizer) -> bool:
     """Whether a store is still here and ours to read; otherwise one line says why not."""
-    why = None
-    if not (Path(path) / "manifest.json").is_file():
-        why = "is not here any more"
-    elif (manifest := read_manifest(path)).fingerprint != fingerprint:
+    why, manifest = None, None
+    try:
+        manifest = read_manifest(path) if has_manifest(path) else None
+    except UserError as error:  # a bucket that is out of reach
+        why = f"cannot be read ({error})"
+    if manifest is None:
+        why = why or "is not here any more"
+    elif manifest.fingerprint != fingerprint:
         why = "holds other text now"
     elif not reads(tokenizer, path):
         why = "was made with another tokenizer"

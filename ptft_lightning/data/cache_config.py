@@ -14,9 +14,9 @@ class CacheConfig:
     """Where shards of stores behind URLs are kept, and how many."""
 
     directory: str = DEFAULT
-    """Shared by all stores and all processes of a host."""
+    """On a disk of the host itself; shared by all stores and all processes there."""
     gigabytes: float = 20.0
-    """Of one store; at least what two windows of shards take."""
+    """Of each store; at least what two windows of its shards take."""
 
     def __post_init__(self) -> None:
         if self.gigabytes <= 0:

@@ -185,15 +185,15 @@ class CorpusDataModule(PhaseData):
             if not len(self.train_rows):
                 raise UserError(f"the token store '{self.store}' holds no training documents")
             self.place_in_trainer()
-            self._fetch_ahead()
+            for store in self.train_rows.stores:
+                if store.cache is not None:
+                    store.cache.check_room(self.window)
 
     def _fetch_ahead(self) -> None:
         """Where a store is behind a URL: one process of each host fetches its shards early."""
-        caches = {s.cache for s in self.train_rows.stores if s.cache is not None}
-        for cache in caches:
-            cache.check_room(self.window)
         trainer = self._trainer()
-        if caches and trainer.local_rank == 0:
+        remote = any(store.cache is not None for store in self.train_rows.stores)
+        if remote and self.prefetch is None and trainer.local_rank == 0:
             from ptft_lightning.data.prefetch import Prefetch
 
             def number() -> int:
@@ -206,6 +206,11 @@ class CorpusDataModule(PhaseData):
         """Fetch no more."""
         if self.prefetch is not None:
             self.prefetch.stop()
+            self.prefetch = None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The same: Lightning does not come to `teardown`."""
+        self.teardown("fit")
 
     def rows_of(self, store: str, split: str) -> Rows:
         """The rows of one split of a store."""
@@ -262,6 +267,7 @@ class CorpusDataModule(PhaseData):
 
     def train_dataloader(self) -> BatchLoader:
         """Endless training micro-batches."""
+        self._fetch_ahead()  # not before: only now is a resumed run at its step
         return self.train_loader(self._dataset(self.train_rows))
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:

@@ -7,6 +7,7 @@ holds about its share of each and any sample is found without reading those befo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 
 import numpy as np
 
@@ -97,9 +98,12 @@ class MixedRows(Rows):
     def ahead(self, number: int) -> Iterator[tuple[TokenStore, int]]:
         """See `Rows`; of each source in turn."""
         periods, at = divmod(number, PERIOD)
-        for s, rows in enumerate(self.sources):
-            own = periods * self.turns.counts[s] + int(self.turns.before[s, at])
-            yield from rows.ahead(own)
+        own = [
+            periods * count + int(before)
+            for count, before in zip(self.turns.counts, self.turns.before[:, at], strict=True)
+        ]
+        for some in zip_longest(*(r.ahead(n) for r, n in zip(self.sources, own, strict=True))):
+            yield from (shard for shard in some if shard is not None)
 
     def shards_of(self, numbers: Numbers) -> Numbers:
         """See `Rows`; shards are numbered through all sources."""

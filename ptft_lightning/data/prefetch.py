@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from threading import Event, Thread
 
 from ptft_lightning.data.module import say
 from ptft_lightning.data.rows import Rows
-from ptft_lightning.errors import UserError
 
 PAUSE_S = 0.5
 AFTER_FAILURE_S = 30.0
+LAST_WAIT_S = 5.0
 
 
 class Prefetch(Thread):
@@ -23,7 +24,8 @@ class Prefetch(Thread):
 
     def __init__(self, rows: Rows, number: Callable[[], int]) -> None:
         super().__init__(name="prefetch", daemon=True)
-        self.rows, self.number, self.ended = rows, number, Event()
+        # A copy of its own: an order keeps tables, which two threads must not change at once.
+        self.rows, self.number, self.ended = copy.deepcopy(rows), number, Event()
 
     def run(self) -> None:
         """Until `stop`. What cannot be fetched is left to whoever needs it, which tells it."""
@@ -31,7 +33,7 @@ class Prefetch(Thread):
             pause = PAUSE_S
             try:
                 self._once()
-            except UserError as error:
+            except Exception as error:  # training goes on, and whoever needs a shard fetches it
                 say(f"fetching ahead failed: {error}")
                 pause = AFTER_FAILURE_S
             self.ended.wait(pause)
@@ -45,3 +47,4 @@ class Prefetch(Thread):
     def stop(self) -> None:
         """End after the shard that is being fetched."""
         self.ended.set()
+        self.join(LAST_WAIT_S)

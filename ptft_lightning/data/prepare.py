@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from ptft_lightning.data.plan import (
     shown_change,
 )
 from ptft_lightning.data.sources import HUB, expand_sources
-from ptft_lightning.data.streams import stored_size
+from ptft_lightning.data.streams import is_url, stored_size
 from ptft_lightning.data.token_store import Flags, Ids, write_shard
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
@@ -87,7 +87,7 @@ def prepare_store(
         UserError: a missing file, an empty corpus, too many unreadable documents, or a directory
             begun with other settings.
     """
-    _check_settings(files, unit_bytes, validation_share, max_bad_share, lengths or [])
+    _check_settings(directory, files, unit_bytes, validation_share, max_bad_share, lengths or [])
     files = expand_sources(files)
     plan = Plan(
         files=files,
@@ -109,6 +109,8 @@ def prepare_store(
     if (target / "manifest.json").is_file():
         manifest = read_manifest(target)
         check_bad_share(manifest, on_bad_document, max_bad_share)
+        if counted := _count_rows(target, manifest, plan.lengths):
+            write_manifest(target, manifest := counted)
         return manifest
     units = list_units(plan)
     done = 0
@@ -121,12 +123,14 @@ def prepare_store(
             done += unit.end - unit.start
             progress.advance_to(done)
     manifest = _collect(target, plan, tokenizer, len(units))
+    manifest = _count_rows(target, manifest, plan.lengths) or manifest
     check_bad_share(manifest, on_bad_document, max_bad_share)
     write_manifest(target, manifest)
     return manifest
 
 
 def _check_settings(
+    target: str | Path,
     files: list[str],
     unit_bytes: int,
     validation_share: float,
@@ -134,6 +138,11 @@ def _check_settings(
     lengths: list[int],
 ) -> None:
     check_limit(max_bad_share)
+    if is_url(str(target)):
+        raise UserError(
+            f"a token store is prepared in a directory, '{target}' is a URL: prepare it here, then "
+            "copy it there"
+        )
     if not files:
         raise UserError("no files to prepare: name them with --data.files (or --files)")
     if unit_bytes < 1:
@@ -164,8 +173,8 @@ def _claim(target: Path, plan: Plan) -> None:
     if not note.is_file():
         write_atomically(note, content.encode())
         return
-    begun: dict[str, Any] = {"lengths": []} | json.loads(note.read_text(encoding="utf-8"))
-    changed = [k for k, v in asdict(plan).items() if begun.get(k) != v]
+    begun: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    changed = [k for k, v in asdict(plan).items() if k != "lengths" and begun.get(k) != v]
     if changed:
         was = ", ".join(shown_change(k, begun.get(k), getattr(plan, k)) for k in changed)
         raise UserError(
@@ -195,10 +204,7 @@ def _make_shard(
             parts[split].add(tokenizer.frame(ids), len(document.encode()), starts)
         progress.advance(sum(len(d.encode()) for d in batch))
     with_words = plan.segmenter is not None
-    shards = {
-        s: part.write(target, f"{s}-{number:05d}", with_words, plan.lengths)
-        for s, part in parts.items()
-    }
+    shards = {s: part.write(target, f"{s}-{number:05d}", with_words) for s, part in parts.items()}
     receipt = {
         "bad": {"kinds": bad.kinds, "places": bad.places},
         "shards": {split: asdict(shard) for split, shard in shards.items()},
@@ -245,12 +251,29 @@ class _Part:
         if starts is not None:
             self.words.append(starts)
 
-    def write(self, target: Path, name: str, with_words: bool, lengths: list[int]) -> Shard:
+    def write(self, target: Path, name: str, with_words: bool) -> Shard:
         tokens: Ids = np.concatenate([np.zeros(0, self.dtype), *self.pieces])
         ends = np.cumsum(np.array(self.lengths, np.int64), dtype=np.int64)
         words = np.concatenate([np.zeros(0, np.bool_), *self.words]) if with_words else None
-        rows = {str(n): document_rows(ends, n) for n in lengths} or None
-        return write_shard(target, name, tokens, ends, self.text_bytes, words, rows)
+        return write_shard(target, name, tokens, ends, self.text_bytes, words)
+
+
+def _count_rows(target: Path, manifest: Manifest, lengths: list[int]) -> Manifest | None:
+    """The manifest with the rows of all `lengths`; None where it has them."""
+
+    def counted(shard: Shard) -> Shard:
+        ends = np.load(target / f"{shard.name}.ends.npy", allow_pickle=False)
+        known = shard.rows or {}
+        more = {str(n): document_rows(ends, n) for n in lengths if str(n) not in known}
+        return replace(shard, rows=known | more)
+
+    shards = (*manifest.train, *manifest.validation)
+    if all(str(n) in (shard.rows or {}) for n in lengths for shard in shards):
+        return None
+    train, validation = (
+        [counted(s) for s in part] for part in (manifest.train, manifest.validation)
+    )
+    return replace(manifest, train=train, validation=validation)
 
 
 def _collect(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:

@@ -36,6 +36,8 @@ def persistently(what: str, read: Callable[[], T]) -> T:
             raise
         except (FileNotFoundError, PermissionError) as error:
             raise UserError(f"{what} cannot be read: {_reason(error)}") from error
+        except ValueError as error:  # such as a protocol that nobody knows
+            raise UserError(f"{what} cannot be read: {_reason(error)}") from error
         except ImportError as error:
             raise UserError(f"{what} needs another package ({error}){_extra(what)}") from error
         except Exception as error:  # storage libraries raise what they like

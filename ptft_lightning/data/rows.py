@@ -21,7 +21,7 @@ from ptft_lightning.data.sample_order import Numbers, Order
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.errors import UserError
 
-PACKED = 64  # shards whose packing is kept
+PACKED = 64  # shards whose packing is kept, or two windows
 
 
 class Rows:
@@ -38,6 +38,7 @@ class Rows:
         shuffle: bool,
     ) -> None:
         self.store, self.layout, self.length, self.pad = store, layout, length, pad
+        self.window = window
         self.mixture: dict[str, Any] = {}  # facts of a mixture of stores, which this is not
         self._packed: dict[int, Pieces] = {}  # the last one is the one used last
         rows = tuple(self._rows_in(shard) for shard in range(len(store.shards)))
@@ -65,7 +66,7 @@ class Rows:
         if pieces is None:
             pieces = pack_documents(np.asarray(self.store.ends(shard)), self.length)
         self._packed[shard] = pieces
-        if len(self._packed) > PACKED:
+        if len(self._packed) > max(PACKED, 2 * self.window):
             del self._packed[next(iter(self._packed))]
         return pieces
 

@@ -124,7 +124,7 @@ class Order:
         """Kept for two epochs: with many shards it takes long to make."""
         if epoch not in self._epochs:
             if len(self._epochs) > 1:
-                del self._epochs[min(self._epochs)]
+                del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = self._lay_out(epoch)
         return self._epochs[epoch]
 
@@ -159,7 +159,7 @@ class Order:
         if size > TABLE:
             return keyed_permutation(index, size, key)
         if window not in self._tables:
-            if len(self._tables) > 3:
+            if len(self._tables) > 1:
                 del self._tables[next(iter(self._tables))]
             self._tables[window] = keyed_permutation(np.arange(size), size, key)
         return self._tables[window][index]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +29,16 @@ from ptft_lightning.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LOCKS = 64
+NPY_HEADER = 128
+ABANDONED_S = 3600.0  # a download that has stood still for so long was killed
 
 
 def shard_bytes(manifest: Manifest, shard: Shard) -> int:
-    """Size of a shard's files, but for their short headers."""
+    """Size of a shard's files."""
     width = 2 if manifest.dtype == "uint16" else 4
-    words = shard.tokens // 8 if "words" in manifest.arrays else 0
-    return width * shard.tokens + 8 * shard.documents + words
+    words = -(-shard.tokens // 8) if "words" in manifest.arrays else 0
+    headers = NPY_HEADER * len(manifest.arrays)
+    return width * shard.tokens + 8 * shard.documents + words + headers
 
 
 def open_cache(url: str, manifest: Manifest, config: CacheConfig | None) -> ShardCache:
@@ -43,12 +48,12 @@ def open_cache(url: str, manifest: Manifest, config: CacheConfig | None) -> Shar
         UserError: it cannot be written.
     """
     config = config or CacheConfig()
-    folder = Path(config.directory).expanduser() / manifest.fingerprint
     try:
+        folder = Path(config.directory).expanduser() / manifest.fingerprint
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "a"):
             pass
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: whoever this is has no home
         raise UserError(
             f"data.cache.directory '{config.directory}' cannot be written ({error}): name another"
         ) from error
@@ -72,7 +77,8 @@ class ShardCache:
         if (needed := sum(sizes[: 2 * window])) > self.limit:
             raise UserError(
                 f"data.cache.gigabytes is {self.limit / 1e9:g}, two windows of {window} shards of "
-                f"'{self.url}' take {needed / 1e9:.3g}: give that much, or a smaller data.window"
+                f"'{self.url}' take {math.ceil(needed / 1e6) / 1e3:g}: give that much, or a "
+                "smaller data.window"
             )
 
     def has(self, shard: Shard) -> bool:
@@ -96,6 +102,12 @@ class ShardCache:
         except FileNotFoundError:  # made room for another in this very moment
             return self.fetch(shard)
         return self.folder
+
+    def forget(self, shard: Shard) -> None:
+        """Remove a shard that cannot be read, so that it is fetched again."""
+        with self._locked(".lock"):
+            for kind in self.kinds:
+                self._file(shard, kind).unlink(missing_ok=True)
 
     def _file(self, shard: Shard, kind: str) -> Path:
         return self.folder / f"{shard.name}.{kind}.npy"
@@ -124,8 +136,11 @@ class ShardCache:
                 )
             say(f"{what} does not match its checksum: fetching it once more")
         for kind in self.kinds:
-            os.replace(coming / self._file(shard, kind).name, self._file(shard, kind))
-        shutil.rmtree(coming)
+            name = self._file(shard, kind).name
+            with open(coming / name, "rb") as stream:
+                os.fsync(stream)  # a name must mean a whole file, after a power cut too
+            os.replace(coming / name, self._file(shard, kind))
+        shutil.rmtree(coming, ignore_errors=True)
 
     def _get(self, shard: Shard, coming: Path) -> None:
         shutil.rmtree(coming, ignore_errors=True)  # of a process that was killed
@@ -150,7 +165,11 @@ class ShardCache:
         with self._locked(".lock"):
             used: dict[str, tuple[float, int]] = {}
             for file in self.folder.glob("[!.]*.npy"):
-                name, stat = file.name.split(".")[0], file.stat()
+                name = file.name.split(".")[0]
+                try:
+                    stat = file.stat()
+                except FileNotFoundError:  # forgotten
+                    continue
                 before = used.get(name, (0.0, 0))
                 used[name] = (max(before[0], stat.st_mtime), before[1] + stat.st_size)
             free = self.limit - sum(size for _, size in used.values())
@@ -158,5 +177,8 @@ class ShardCache:
                 if free >= shard_bytes(self.manifest, shard):
                     break
                 for file in self.folder.glob(f"{name}.*.npy"):
-                    file.unlink()
+                    file.unlink(missing_ok=True)
                 free += size
+            for left in self.folder.glob(".*.coming"):
+                if time.time() - left.stat().st_mtime > ABANDONED_S:
+                    shutil.rmtree(left, ignore_errors=True)

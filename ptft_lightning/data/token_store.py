@@ -28,7 +28,9 @@ from ptft_lightning.files import write_atomically
 if TYPE_CHECKING:
     from ptft_lightning.data.shard_cache import ShardCache
 
-MAPPED = 1024  # shards of a store that a process has mapped at once
+# Shards that a process has mapped at once: each takes a few file descriptors, and the disk of one
+# that was removed from a cache is free only when nobody maps it any more.
+MAPPED = 128
 Ids = npt.NDArray[np.integer[Any]]
 Flags = npt.NDArray[np.bool_]
 
@@ -46,7 +48,6 @@ def write_shard(
     ends: Ids,
     text_bytes: int,
     words: Flags | None = None,
-    rows: dict[str, int] | None = None,
 ) -> Shard:
     """Write one shard's files and return its entry in the manifest."""
     digest = hashlib.sha256()
@@ -57,7 +58,7 @@ def write_shard(
         content = _npy_bytes(array)
         digest.update(content)
         write_atomically(directory / f"{name}.{kind}.npy", content)
-    return Shard(name, len(tokens), len(ends), text_bytes, digest.hexdigest()[:16], rows)
+    return Shard(name, len(tokens), len(ends), text_bytes, digest.hexdigest()[:16])
 
 
 class PackedBits:
@@ -116,8 +117,8 @@ class TokenStore:
         return PackedBits(self._open(shard)[2], self.shards[shard].tokens)
 
     def bring(self, shard: int) -> None:
-        """Fetch a shard that is not here yet."""
-        if self.cache is not None and not self.cache.has(self.shards[shard]):
+        """Have a shard that is not here yet fetched, and keep one that is."""
+        if self.cache is not None:
             self.cache.fetch(self.shards[shard])
 
     @property
@@ -142,14 +143,22 @@ class TokenStore:
                 )
 
     def _open(self, number: int) -> list[Ids]:
-        arrays = self._mapped.pop(number, None) or self._map(self.shards[number])
+        arrays = self._mapped.pop(number, None) or self._bring_and_map(self.shards[number])
         self._mapped[number] = arrays
         if len(self._mapped) > MAPPED:
             del self._mapped[next(iter(self._mapped))]
         return arrays
 
-    def _map(self, shard: Shard) -> list[Ids]:
-        folder = Path(self.place) if self.cache is None else self.cache.fetch(shard)
+    def _bring_and_map(self, shard: Shard) -> list[Ids]:
+        if self.cache is None:
+            return self._map(shard, Path(self.place))
+        try:
+            return self._map(shard, self.cache.fetch(shard))
+        except UserError:  # removed by another process just now, or not what it was
+            self.cache.forget(shard)
+            return self._map(shard, self.cache.fetch(shard))
+
+    def _map(self, shard: Shard, folder: Path) -> list[Ids]:
         arrays = []
         lengths = (shard.tokens, shard.documents, -(-shard.tokens // 8))
         for kind, length in zip(self.manifest.arrays, lengths, strict=False):
@@ -173,7 +182,7 @@ class TokenStore:
             UserError: naming the shard that differs or cannot be read.
         """
         for shard in self.shards:
-            self._map(shard)
+            self._bring_and_map(shard)
             folder = Path(self.place) if self.cache is None else self.cache.fetch(shard)
             if shard_checksum(folder, shard, self.manifest.arrays) != shard.checksum:
                 raise UserError(

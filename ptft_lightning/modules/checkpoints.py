@@ -188,7 +188,10 @@ class Checkpoints(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """A checkpoint that is being written must not be lost to another fault."""
-        writer_of(trainer).wait()
+        try:
+            writer_of(trainer).wait()
+        except OSError as error:
+            say(f"the checkpoint could not be written either: {error}")
 
     def _finish_saving(self, trainer: L.Trainer) -> None:
         writer_of(trainer).wait()
@@ -227,9 +230,10 @@ class Checkpoints(Callback):
             self._write_bundle(trainer, cast(PhaseModule, trainer.lightning_module), target)
         if sharded and trainer.is_global_zero:
             replace_directory(temporary, target)
-            self._remove_old()
+            self._remove_old(self.best_step)
         elif trainer.is_global_zero:
-            io.then(lambda: (temporary.replace(target), self._remove_old()))
+            best = self.best_step  # as it is now; it may change while this is written
+            io.then(lambda: self._name(temporary, target, best))
         trainer.strategy.barrier()
         self.saved_step = step
         self.times.start()
@@ -237,15 +241,15 @@ class Checkpoints(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"save_seconds": self.stalls[-1]}, step=step)
 
-    def _stays(self, path: Path) -> bool:
-        step, every = _step(path), self.keep_every_n_steps
-        return (every is not None and step % every == 0) or (
-            self.keep_best and step == self.best_step
-        )
+    def _name(self, temporary: Path, target: Path, best: int | None) -> None:
+        temporary.replace(target)
+        self._remove_old(best)
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, best: int | None) -> None:
+        every = self.keep_every_n_steps
         for path in list_checkpoints(self.directory)[: -self.keep]:
-            if self._stays(path):
+            milestone = every is not None and _step(path) % every == 0
+            if milestone or (self.keep_best and _step(path) == best):
                 continue
             if path.is_dir():
                 shutil.rmtree(path)

@@ -52,7 +52,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def __init__(self, asynchronous: bool = False) -> None:
         super().__init__()
-        self.writer = ThreadPoolExecutor(1) if asynchronous else None
+        self.asynchronous, self.writer = asynchronous, ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
 
     def load_checkpoint(
@@ -76,7 +76,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         """Save `checkpoint` at `path`, whole or not at all."""
-        if self.writer is None:
+        if not self.asynchronous:
             self._write(checkpoint, Path(path))
             return
         self.wait()
@@ -84,7 +84,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def then(self, finish: Callable[[], object]) -> None:
         """Do something when the checkpoint is written."""
-        if self.writer is None or (written := self.pending) is None:
+        if (written := self.pending) is None:
             finish()
             return
 
@@ -105,9 +105,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             pending.result()
 
     def teardown(self) -> None:
-        """End the thread."""
-        if self.writer is not None:
-            self.writer.shutdown()
+        """End the thread; another one takes over if the trainer fits again."""
+        self.writer.shutdown()
+        self.writer = ThreadPoolExecutor(1)
 
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

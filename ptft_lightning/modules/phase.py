@@ -139,6 +139,7 @@ class PhaseModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """The clock of tokens/s starts with the work."""
         self.clock, self.logged_step = time.perf_counter(), self.global_step
+        self.waited = self.data.waited
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by place: Lightning saves no random state."""

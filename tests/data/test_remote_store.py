@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from faults.object_store import Handler, Proxy, object_store, proxied
 
+from ptft_lightning.commands.inspect import inspect
 from ptft_lightning.data.cache_config import CacheConfig
 from ptft_lightning.data.manifest import read_manifest
+from ptft_lightning.data.packing import document_rows
 from ptft_lightning.data.prefetch import Prefetch
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.rows import Rows
@@ -260,3 +262,50 @@ def test_a_local_store_without_one_of_its_shards_is_refused_at_once(
     (copy / name).unlink()
     with pytest.raises(UserError, match=rf"'{name}' is missing in"):
         TokenStore(copy, "train")
+
+
+def test_rows_can_be_counted_later(shards: Path, bpe: Tokenizer, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shards, tmp_path / "store"))
+    before = read_manifest(copy)
+    text = [str(shards.parent / "text.jsonl")]
+    prepare_store(text, bpe, copy, unit_bytes=2500, lengths=[32, 48])
+    after = read_manifest(copy)
+    assert after.fingerprint == before.fingerprint
+    store = TokenStore(copy, "train")
+    for number, shard in enumerate(store.shards):
+        assert shard.rows is not None
+        for length in (32, 48):
+            made = document_rows(np.asarray(store.ends(number)), length)
+            assert shard.rows[str(length)] == made
+
+
+def test_a_cached_shard_that_became_unreadable_is_fetched_again(
+    bucket: str, shards: Path, tmp_path: Path
+) -> None:
+    store = cached(bucket, tmp_path)
+    store.tokens(0)
+    (empty,) = tmp_path.rglob(f"{store.shards[0].name}.tokens.npy")
+    empty.write_bytes(b"")
+    assert same(cached(bucket, tmp_path), TokenStore(shards, "train"))
+
+
+def test_inspect_reads_a_bucket(
+    bucket: str,
+    shards: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    inspect(bucket, verify=True)
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == read_manifest(shards).fingerprint
+
+
+def test_what_no_library_knows_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'s4://bucket/store/manifest.json' cannot be read"):
+        cached("s4://bucket/store", tmp_path)
+
+
+def test_a_store_is_not_prepared_behind_a_url(shards: Path, bpe: Tokenizer) -> None:
+    with pytest.raises(UserError, match="'s3://bucket/new' is a URL: prepare it here"):
+        prepare_store([str(shards.parent / "text.jsonl")], bpe, "s3://bucket/new")
