@@ -152,8 +152,9 @@ class TokenStore:
     def _bring_and_map(self, shard: Shard) -> list[Ids]:
         if self.cache is None:
             return self._map(shard, Path(self.place))
+        folder = self.cache.fetch(shard)
         try:
-            return self._map(shard, self.cache.fetch(shard))
+            return self._map(shard, folder)
         except UserError:  # removed by another process just now, or not what it was
             self.cache.forget(shard)
             return self._map(shard, self.cache.fetch(shard))

@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch.distributed.device_mesh import DeviceMesh
 
 from ptft_lightning.errors import UserError
