@@ -42,7 +42,7 @@ def read_all(config: Config, kind: str) -> list[Any]:
     given, data = config["model"]["init_args"]["task"], config["data"]["init_args"]
     given = {"class_path": given} if isinstance(given, str) else given
     arguments = {k: v for k, v in given.get("init_args", {}).items() if k != "decoding"}
-    task = kinds_below(Task)[given["class_path"]](**arguments)
+    task = kinds_below(Task)[given["class_path"].rpartition(".")[2]](**arguments)
     columns = Columns(**data.get("columns", {}))
     return task.read(data[kind], columns, True, BadExamples("skip"))
 

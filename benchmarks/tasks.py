@@ -12,6 +12,7 @@ given is left out. What is finished in `--out` is not made again.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import random
 import subprocess
@@ -23,6 +24,8 @@ from typing import Any
 import fsspec
 import yaml
 from baselines import BASELINES
+
+from ptft_lightning.report.intervals import mean
 
 HERE = Path(__file__).parent
 
@@ -177,6 +180,23 @@ def measure(name: str, row: dict[str, Any], start: str, args: argparse.Namespace
     subprocess.run([sys.executable, "-m", "ptft_lightning", "transfer", *words], check=False)
 
 
+def table(out: Path) -> Iterator[str]:
+    """Markdown: what is finished in `out`."""
+    yield "| row | from | labels | test | by seed | mean | baseline |"
+    yield "|---|---|---|---|---|---|---|"
+    for file in sorted(out.glob("*/*/transfer/transfer.csv")):
+        name, start = file.parts[-4:-2]
+        said = (file.parents[1] / "baseline.txt").read_text().strip().replace("\n", "; ")
+        with open(file, newline="") as stream:
+            lines = list(csv.DictReader(stream))
+        for labels, test in dict.fromkeys((line["labels"], line["test"]) for line in lines):
+            mine = [line for line in lines if (line["labels"], line["test"]) == (labels, test)]
+            found = mean([float(line["value"]) for line in mine])
+            each = " ".join(f"{float(line['value']):.3f}" for line in mine)
+            shown = f"{found.value:.3f} +- {found.spread:.3f}"
+            yield f"| {name} | {start} | {labels} | {test} | {each} | {shown} | {said} |"
+
+
 def run() -> None:
     args = options()
     rows = yaml.safe_load((HERE / "tasks.yaml").read_text())
@@ -185,6 +205,7 @@ def run() -> None:
         for start in rows[name]["starts"]:
             if start in given:
                 measure(name, rows[name], start, args)
+    print("\n".join(table(args.out)))
 
 
 if __name__ == "__main__":
