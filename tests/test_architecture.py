@@ -62,7 +62,7 @@ LEAVES = (
     *("tasks/contrast.py", "tasks/matching.py", "tasks/matching_head.py", "tasks/pairs.py"),
     *("tasks/matching_scores.py", "tasks/cloze.py", "tasks/cloze_template.py"),
     *("commands/prompt.py", "commands/rank.py", "commands/predicted.py"),
-    *("data/remote.py", "data/shard_cache.py", "data/prefetch.py"),
+    *("data/remote.py", "data/shard_cache.py", "data/prefetch.py", "data/row_counts.py"),
     *("data/squad.py", "data/passages.py", "commands/answer.py"),
     *("tasks/answers.py", "tasks/question_answering.py", "tasks/question_windows.py"),
     *(
@@ -81,7 +81,7 @@ LEAVES = (
     *("data/overlap.py", "commands/extend.py", "commands/overlap.py"),
     *("commands/extract.py", "commands/exclusive.py"),
 )
-CORE_CODE_LINES = 5600  # 3,000 was the aim
+CORE_CODE_LINES = 5950  # 3,000 was the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60
 

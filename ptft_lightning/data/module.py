@@ -24,7 +24,7 @@ class BatchLoader(DataLoader[Batch]):
     """A loader that knows how long its reader waited for batches."""
 
     waited = 0.0
-    """Seconds, since it was made."""
+    """Seconds, since somebody set it to 0."""
 
     def __iter__(self) -> Any:
         """The batches."""
@@ -166,10 +166,12 @@ class PhaseData(L.LightningDataModule):
 
     # Loaders.
 
-    @property
-    def waited(self) -> float:
-        """Seconds that training has waited for data."""
-        return 0.0 if self.training is None else self.training.waited
+    def take_waited(self) -> float:
+        """Seconds that training waited for data since this was asked last."""
+        if self.training is None:
+            return 0.0
+        waited, self.training.waited = self.training.waited, 0.0
+        return waited
 
     def train_loader(self, dataset: Dataset[Batch]) -> BatchLoader:
         """Endless micro-batches from the trainer's current step on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,6 @@ class Plan:
     encoding: Encoding = "utf-8"
     segmenter: str | None = None
     """What finds the words whose starts are noted; None where none are."""
-    lengths: list[int] = field(default_factory=list)
-    """Lengths whose rows in layout `documents` are counted."""
 
     @property
     def reading(self) -> Reading:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from ptft_lightning.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from ptft_lightning.data.packing import document_rows
 from ptft_lightning.data.plan import (
     SHOWN,
     UNIT_BYTES,
@@ -100,7 +99,6 @@ def prepare_store(
         stored=[0 if file.startswith(HUB) else stored_size(file) for file in files],
         encoding=encoding,
         segmenter=_segmenter() if word_starts else None,
-        lengths=lengths or [],
     )
     for file in files:  # a wrong column is said before the directory belongs to this plan
         check_file(file, plan.reading)
@@ -109,24 +107,29 @@ def prepare_store(
     if (target / "manifest.json").is_file():
         manifest = read_manifest(target)
         check_bad_share(manifest, on_bad_document, max_bad_share)
-        if counted := _count_rows(target, manifest, plan.lengths):
-            write_manifest(target, manifest := counted)
-        return manifest
-    units = list_units(plan)
+    else:
+        _make_shards(target, plan, tokenizer, on_bad_document)
+        manifest = _collect(target, plan, tokenizer)
+        check_bad_share(manifest, on_bad_document, max_bad_share)
+        write_manifest(target, manifest)
+    if lengths:
+        from ptft_lightning.data.row_counts import count_rows  # a leaf
+
+        manifest = count_rows(target, manifest, lengths)
+    return manifest
+
+
+def _make_shards(target: Path, plan: Plan, tokenizer: Tokenizer, on_bad: OnBadDocument) -> None:
     done = 0
     with ByteProgress("prepare", sum(plan.sizes)) as progress, DocumentReader(plan.reading) as docs:
         # Made in the order of the files, so that a compressed one is read through once.
-        for number, unit in sorted(enumerate(units), key=lambda u: (u[1].path, u[1].start)):
+        numbered = enumerate(list_units(plan))
+        for number, unit in sorted(numbered, key=lambda u: (u[1].path, u[1].start)):
             if not _receipt(target, number).is_file():
-                bad = BadDocuments(on_bad=on_bad_document)
+                bad = BadDocuments(on_bad=on_bad)
                 _make_shard(target, number, docs.read(unit, bad), bad, plan, tokenizer, progress)
             done += unit.end - unit.start
             progress.advance_to(done)
-    manifest = _collect(target, plan, tokenizer, len(units))
-    manifest = _count_rows(target, manifest, plan.lengths) or manifest
-    check_bad_share(manifest, on_bad_document, max_bad_share)
-    write_manifest(target, manifest)
-    return manifest
 
 
 def _check_settings(
@@ -174,7 +177,7 @@ def _claim(target: Path, plan: Plan) -> None:
         write_atomically(note, content.encode())
         return
     begun: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-    changed = [k for k, v in asdict(plan).items() if k != "lengths" and begun.get(k) != v]
+    changed = [k for k, v in asdict(plan).items() if begun.get(k) != v]
     if changed:
         was = ", ".join(shown_change(k, begun.get(k), getattr(plan, k)) for k in changed)
         raise UserError(
@@ -258,27 +261,12 @@ class _Part:
         return write_shard(target, name, tokens, ends, self.text_bytes, words)
 
 
-def _count_rows(target: Path, manifest: Manifest, lengths: list[int]) -> Manifest | None:
-    """The manifest with the rows of all `lengths`; None where it has them."""
-
-    def counted(shard: Shard) -> Shard:
-        ends = np.load(target / f"{shard.name}.ends.npy", allow_pickle=False)
-        known = shard.rows or {}
-        more = {str(n): document_rows(ends, n) for n in lengths if str(n) not in known}
-        return replace(shard, rows=known | more)
-
-    shards = (*manifest.train, *manifest.validation)
-    if all(str(n) in (shard.rows or {}) for n in lengths for shard in shards):
-        return None
-    train, validation = (
-        [counted(s) for s in part] for part in (manifest.train, manifest.validation)
-    )
-    return replace(manifest, train=train, validation=validation)
-
-
-def _collect(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:
+def _collect(target: Path, plan: Plan, tokenizer: Tokenizer) -> Manifest:
     """The manifest that the receipts add up to."""
-    receipts = [json.loads(_receipt(target, n).read_text(encoding="utf-8")) for n in range(units)]
+    receipts = [
+        json.loads(_receipt(target, n).read_text(encoding="utf-8"))
+        for n in range(len(list_units(plan)))
+    ]
     shards = {s: [Shard(**r["shards"][s]) for r in receipts] for s in SPLITS}
     bad = BadDocuments()
     for receipt in receipts:

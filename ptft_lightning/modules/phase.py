@@ -61,7 +61,7 @@ class PhaseModule(L.LightningModule):
         self.tokens_seen = 0
         self.grad_norm: Tensor | None = None
         self.rate = 0.0
-        self.clock, self.logged_step, self.waited = time.perf_counter(), 0, 0.0
+        self.clock, self.logged_step = time.perf_counter(), 0
         self.train_values: dict[str, float] = {}
 
     # What a phase says of itself.
@@ -139,7 +139,6 @@ class PhaseModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """The clock of tokens/s starts with the work."""
         self.clock, self.logged_step = time.perf_counter(), self.global_step
-        self.waited = self.data.waited
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by place: Lightning saves no random state."""
@@ -185,8 +184,7 @@ class PhaseModule(L.LightningModule):
             self._log_training()
 
     def _log_training(self) -> None:
-        sums = self.train_meter.take(self.trainer.strategy)
-        now = time.perf_counter()
+        sums, now = self.train_meter.take(self.trainer.strategy), time.perf_counter()
         self.tokens_seen += int(sums.tokens)
         norm = self.grad_norm
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -197,12 +195,12 @@ class PhaseModule(L.LightningModule):
             "samples": float(self.data.segments.span(self.global_step)[0]),
             "tokens": float(self.tokens_seen),
             "tokens_per_s": sums.tokens / max(now - self.clock, 1e-9),
-            "data_stall": (self.data.waited - self.waited) / max(now - self.clock, 1e-9),
+            "data_stall": self.data.take_waited() / max(now - self.clock, 1e-9),
             "padding_waste": 1 - sums.tokens / max(sums.places, 1.0),
         }
         steps = max(1, self.global_step - self.logged_step)
         values["seconds_per_step"] = (now - self.clock) / steps
-        self.clock, self.logged_step, self.waited = now, self.global_step, self.data.waited
+        self.clock, self.logged_step = now, self.global_step
         self.train_values = values
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.global_step)

@@ -33,7 +33,7 @@ BACKBONE = {"dim": 32, "depth": 2, "heads": 2, "max_length": 32, "dropout": 0.1}
 WATER = ("river", "sea", "rain", "lake")
 LAND = ("hill", "field", "stone", "wood")
 OTHER = ("the", "a", "old", "new", "green", "under", "sees", "builds", "letter", "winter")
-CLOCKS = ("tokens_per_s", "seconds_per_step", "data_stall")
+CLOCKS = ("tokens_per_s", "seconds_per_step", "data_stall", "save_seconds")
 
 
 @dataclass
