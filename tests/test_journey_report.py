@@ -71,8 +71,8 @@ def test_phase_one_s_report_says_what_metrics_csv_says(one):
     lineage = json.loads((one / "bundle" / "lineage.json").read_text())
     assert ["torch", lineage["versions"]["torch"]] in page.cells
     assert ["parameters", number(lineage["parameters"])] in page.cells
-    # loss, bits per byte, accuracy, rate, norm, tokens/s, padding
-    assert page.tags.count("svg") == 7
+    # loss, bits per byte, accuracy, rate, norm, tokens/s, waiting, padding
+    assert page.tags.count("svg") == 8
 
 
 def test_validation_predictions_are_those_of_the_best_validation(two, examples):

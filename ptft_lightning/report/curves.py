@@ -11,7 +11,13 @@ from matplotlib.axes import Axes
 from ptft_lightning.report.drawing import PAPER, SERIES, calm, number, picture, share
 from ptft_lightning.report.reading import Curve, Floats, Run
 
-HIDDEN = {"samples", "tokens", "seconds_per_step", "perplexity"}  # told elsewhere, or by the loss
+HIDDEN = {
+    "save_seconds",
+    "samples",
+    "tokens",
+    "seconds_per_step",
+    "perplexity",
+}  # told elsewhere, or by the loss
 TITLES = {
     "loss": "Loss",
     "bits_per_byte": "Bits per byte",
