@@ -19,6 +19,7 @@ from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import recover_directories, replace_directory, write_bundle
 from ptft_lightning.handoff.lineage import model_card
+from ptft_lightning.modules.csv_metrics import CsvMetrics
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
 from ptft_lightning.modules.nets import whole_state
@@ -239,7 +240,8 @@ class Checkpoints(Callback):
         self.times.start()
         self.stalls.append(time.perf_counter() - began)
         for logger in trainer.loggers:
-            logger.log_metrics({"save_seconds": self.stalls[-1]}, step=step)
+            if isinstance(logger, CsvMetrics):  # others would get a second row for the step
+                logger.log_metrics({"save_seconds": self.stalls[-1]}, step=step)
 
     def _name(self, temporary: Path, target: Path, best: int | None) -> None:
         temporary.replace(target)
