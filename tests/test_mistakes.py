@@ -424,11 +424,11 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "a store without a shard": (
         {"data.store": "{}/store-lost"},
-        ("'train-00000.tokens.npy' is missing in",),
+        ("train-00000.tokens.npy' cannot be read",),
     ),
     "a store without a shard, found by a worker": (
         {"data.store": "{}/store-lost", "data.workers": 1},
-        ("'train-00000.tokens.npy' is missing in",),
+        ("train-00000.tokens.npy' cannot be read",),
     ),
     "a torn shard": (
         {"data.store": "{}/store-torn"},
@@ -510,7 +510,7 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no nodes": ({"trainer.num_nodes": 0}, ("num_nodes", "positive integer")),
     "checkpoints every zero steps": (
         {"checkpoint.every_n_steps": 0},
-        ("checkpoint.every_n_steps is 0", "more than 0"),
+        ("checkpoint.every_n_steps is 0", "1 or more"),
     ),
 }
 
@@ -941,7 +941,7 @@ SWEEP = ("sweep", "--config", "{}/two/config.yaml", "--output", "{}/sweep")
         ),
         (
             ["inspect", "{}/store-lost", "--verify", "true"],
-            ("'train-00000.tokens.npy' is missing in",),
+            ("train-00000.tokens.npy' cannot be read",),
         ),
         (["inspect", "{}/mixtral"], ("model_type 'mixtral'", "llama")),
         (["export", "--init_from", "{}/two"], ("--output is missing",)),

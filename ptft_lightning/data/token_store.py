@@ -138,8 +138,8 @@ class TokenStore:
         for file in (f"{shard.name}.{kind}.npy" for shard in self.shards for kind in kinds):
             if file not in there:
                 raise UserError(
-                    f"token store shard '{file}' is missing in '{self.place}': copy it there, or "
-                    "prepare the store again"
+                    f"token store shard '{Path(self.place) / file}' cannot be read, it is missing: "
+                    "copy it there, or prepare the store again"
                 )
 
     def _open(self, number: int) -> list[Ids]:

@@ -260,7 +260,7 @@ def test_a_local_store_without_one_of_its_shards_is_refused_at_once(
     copy = Path(shutil.copytree(shards, tmp_path / "store"))
     name = f"{TokenStore(copy, 'train').shards[3].name}.ends.npy"
     (copy / name).unlink()
-    with pytest.raises(UserError, match=rf"'{name}' is missing in"):
+    with pytest.raises(UserError, match=rf"/{name}' cannot be read, it is missing"):
         TokenStore(copy, "train")
 
 
