@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -180,5 +180,6 @@ class ShardCache:
                     file.unlink(missing_ok=True)
                 free += size
             for left in self.folder.glob(".*.coming"):
-                if time.time() - left.stat().st_mtime > ABANDONED_S:
-                    shutil.rmtree(left, ignore_errors=True)
+                with suppress(FileNotFoundError):  # it arrived just now
+                    if time.time() - left.stat().st_mtime > ABANDONED_S:
+                        shutil.rmtree(left, ignore_errors=True)

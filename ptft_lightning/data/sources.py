@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fsspec.core import url_to_fs
 
-from ptft_lightning.data.streams import COMPRESSED, bare_name
+from ptft_lightning.data.streams import COMPRESSED, bare_name, is_url
 from ptft_lightning.errors import UserError
 
 LINES = (".txt", ".jsonl")
@@ -72,7 +72,7 @@ def _listed(entry: str) -> list[str] | None:
     pattern = glob.has_magic(entry)
     if "::" in entry:  # a chain of URLs, such as simplecache::s3://..., names one file
         return None
-    if "://" not in entry:
+    if not is_url(entry):
         if os.path.isdir(entry):
             return sorted(str(p) for p in Path(entry).rglob("*") if _is_visible(p, entry))
         if not pattern or os.path.exists(entry):
@@ -93,7 +93,7 @@ def _listed(entry: str) -> list[str] | None:
 
 def _place(path: str) -> str:
     """The same for all ways to write a local path."""
-    return path if "://" in path or path.startswith(HUB) else os.path.abspath(path)
+    return path if is_url(path) or path.startswith(HUB) else os.path.abspath(path)
 
 
 def _is_visible(path: Path, folder: str) -> bool:

@@ -101,12 +101,9 @@ class Checkpoints(Callback):
         asynchronous: bool = False,
     ) -> None:
         self.times = SaveTimes(every_n_steps, every_n_tokens, every_minutes)
-        if keep < 1:
-            raise UserError(f"checkpoint.keep is {keep}: give 1 or more")
-        if keep_every_n_steps is not None and keep_every_n_steps < 1:
-            raise UserError(
-                f"checkpoint.keep_every_n_steps is {keep_every_n_steps}: give 1 or more"
-            )
+        for name, value in (("keep", keep), ("keep_every_n_steps", keep_every_n_steps)):
+            if value is not None and value < 1:
+                raise UserError(f"checkpoint.{name} is {value}: give 1 or more")
         self.keep, self.keep_every_n_steps = keep, keep_every_n_steps
         self.keep_best, self.asynchronous = keep_best, asynchronous
         self.run_dir = Path("runs/default")  # set by the command line
@@ -128,6 +125,7 @@ class Checkpoints(Callback):
                 "checkpoint.asynchronous: sharded checkpoints are written by all ranks together, "
                 "leave it out"
             )
+        self.times.check(trainer)
         self.times.start()
         if not trainer.is_global_zero:
             return

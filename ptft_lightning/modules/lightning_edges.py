@@ -43,7 +43,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning 2.6.6 stages saves in the temporary directory and copies them: where that is another
     filesystem, a kill or a full disk leaves a truncated file under the final name
-    (pytorch-lightning#21253). Its AsyncCheckpointIO tells of a failure at the end of the run.
+    (pytorch-lightning#21253). Its AsyncCheckpointIO cannot do
+    anything once a checkpoint is written, as to give it its name.
 
     Args:
         asynchronous: Copy what is to be saved and write it in another thread; where that fails,

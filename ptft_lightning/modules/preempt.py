@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback
 
 from ptft_lightning.data.module import say
 from ptft_lightning.modules.checkpoints import Checkpoints
+from ptft_lightning.modules.save_times import AGREE_EVERY
 
 EXIT_CODE = 75  # EX_TEMPFAIL: "try again", so that a scheduler can requeue
-AGREE_EVERY = 5  # steps between the ranks' questions to each other
 
 
 class Preempt(Callback):

@@ -10,7 +10,7 @@ import lightning as L
 from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.errors import UserError
 
-AGREE_EVERY = 5  # steps between the ranks' looks at rank 0's clock
+AGREE_EVERY = 5  # steps between the ranks' questions to each other
 
 
 class SaveTimes:
@@ -20,11 +20,24 @@ class SaveTimes:
         given = {"every_n_steps": steps, "every_n_tokens": tokens, "every_minutes": minutes}
         for name, value in given.items():
             if value is not None and value <= 0:
-                raise UserError(f"checkpoint.{name} is {value}: give more than 0")
+                fix = "more than 0" if isinstance(value, float) else "1 or more"
+                raise UserError(f"checkpoint.{name} is {value}: give {fix}")
         if steps is tokens is minutes is None:
             raise UserError(f"checkpoint.{', '.join(given)} are null: give one of them")
         self.steps, self.tokens, self.minutes = steps, tokens, minutes
         self.began = time.monotonic()
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Refuse, before the first step, to count tokens where rows are not full.
+
+        Raises:
+            UserError: in phase two.
+        """
+        if self.tokens is not None and not isinstance(_data(trainer), CorpusDataModule):
+            raise UserError(
+                f"checkpoint.every_n_tokens is {self.tokens}, which counts the rows of phase one: "
+                "give checkpoint.every_n_steps or every_minutes"
+            )
 
     def start(self) -> None:
         """The minutes count from now."""
@@ -41,17 +54,16 @@ class SaveTimes:
 
     def _crossed(self, trainer: L.Trainer, tokens: int) -> bool:
         """Whether the last step went over a multiple of `tokens`, all rows counted as full."""
-        data = cast(Any, trainer).datamodule
-        if not isinstance(data, CorpusDataModule):
-            raise UserError(
-                "checkpoint.every_n_tokens counts the rows of phase one: give "
-                "checkpoint.every_n_steps or every_minutes"
-            )
+        data = _data(trainer)
         first, after = data.segments.span(trainer.global_step - 1)
-        return first * data.length // tokens < after * data.length // tokens
+        return bool(first * data.length // tokens < after * data.length // tokens)
 
     def _late(self, trainer: L.Trainer, minutes: float) -> bool:
         if trainer.world_size > 1 and trainer.global_step % AGREE_EVERY:
             return False
         late = time.monotonic() - self.began >= 60 * minutes
         return bool(trainer.strategy.broadcast(late))
+
+
+def _data(trainer: L.Trainer) -> Any:
+    return cast(Any, trainer).datamodule

@@ -11,13 +11,8 @@ from matplotlib.axes import Axes
 from ptft_lightning.report.drawing import PAPER, SERIES, calm, number, picture, share
 from ptft_lightning.report.reading import Curve, Floats, Run
 
-HIDDEN = {
-    "save_seconds",
-    "samples",
-    "tokens",
-    "seconds_per_step",
-    "perplexity",
-}  # told elsewhere, or by the loss
+# Told elsewhere, or by the loss.
+HIDDEN = {"samples", "tokens", "seconds_per_step", "save_seconds", "perplexity"}
 TITLES = {
     "loss": "Loss",
     "bits_per_byte": "Bits per byte",

@@ -9,7 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from faults.kit import assert_same_weights, call, done, pretrain, read_metrics, words
+from faults.kit import (
+    assert_same_weights,
+    call,
+    done,
+    finetune,
+    pretrain,
+    read_metrics,
+    words,
+    write_examples,
+)
 
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.checkpoints import is_whole, list_checkpoints
@@ -41,6 +50,18 @@ def test_by_tokens_with_milestones(store, bpe_path, tmp_path):
     with open(tmp_path / "run" / "metrics.csv", newline="") as stream:
         saved = [int(row["step"]) for row in csv.DictReader(stream) if row["save_seconds"]]
     assert saved == [2, 4, 6, 8, 10, 12, 14, 15]
+
+
+def test_phase_two_has_no_tokens_to_count(store, bpe_path, tmp_path):
+    more = {"checkpoint.every_n_steps": None, "checkpoint.every_n_tokens": 100}
+    (tmp_path / "examples").mkdir()
+    examples = write_examples(tmp_path / "examples")
+    done(fit(tmp_path / "one", store, bpe_path, trainer__max_steps=1))
+    options = finetune(tmp_path / "two", tmp_path / "one" / "bundle", examples)
+    run = call(words("fit", options | more))
+    assert run.code == 2
+    assert "checkpoint.every_n_tokens is 100, which counts the rows of phase one" in run.err
+    assert read_metrics(tmp_path / "two") == []  # before the first step
 
 
 def test_the_best_validation_stays(store, bpe_path, tmp_path):
