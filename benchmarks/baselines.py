@@ -80,7 +80,10 @@ def tag_figures(gold: list[list[str]], said: list[list[str]]) -> str:
 
 def frequent(config: Config, labels: str) -> str:
     """Each word's most frequent tag."""
-    train, test = read(config, labels)
+    return most_frequent(*read(config, labels))
+
+
+def most_frequent(train: list[Any], test: list[Any]) -> str:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for example in train:
         for word, tag in zip(example.tokens, example.labels, strict=True):
@@ -103,7 +106,7 @@ def tags(config: Config, labels: str) -> str:
     crf = CRF(c1=0.1, c2=0.1, max_iterations=60)
     crf.fit(sides[0], [list(e.labels) for e in train])
     said = [list(found) for found in crf.predict(sides[1])]
-    return f"{frequent(config, labels)}; CRF {tag_figures([list(e.labels) for e in test], said)}"
+    return f"{most_frequent(train, test)}; CRF {tag_figures([list(e.labels) for e in test], said)}"
 
 
 def roles(config: Config, labels: str) -> str:

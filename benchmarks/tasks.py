@@ -139,10 +139,6 @@ def put(tree: Any, path: list[str], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def row_files(row: dict[str, Any]) -> dict[str, Any]:
-    return {kind: row[kind] for kind in ("train", "validation")}
-
-
 def baselines(kind: str, config: Path, tests: dict[str, Path], labels: str) -> Iterator[str]:
     settings = yaml.safe_load(config.read_text())
     if not tests:
@@ -155,10 +151,10 @@ def baselines(kind: str, config: Path, tests: dict[str, Path], labels: str) -> I
 def measure(name: str, row: dict[str, Any], start: str, args: argparse.Namespace) -> None:
     out = args.out / name / start
     out.mkdir(parents=True, exist_ok=True)
-    header = "sst2" in str(row["train"]) or "sick" in str(row["train"])
+    header = row.get("header", False)
     tests = row.get("tests", {"test": row.get("test")})
     files = {}
-    for kind, given in {**row_files(row), **tests}.items():
+    for kind, given in {"train": row["train"], "validation": row["validation"], **tests}.items():
         for other in row.get("beside", []):  # the other language, read with the first
             of = yaml.safe_load(json.dumps(given).replace(*other))
             part(args.data, out.parent, of, header)
