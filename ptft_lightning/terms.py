@@ -36,6 +36,8 @@ class Term:
     weight: float = 1.0
     per_example: Tensor | None = None
     """Sum over samples of the mean over each one's own targets, where that is minimised."""
+    by_row: Tensor | None = None
+    """(2, B): `total` and `count` of each row, where somebody may ask for them."""
 
     @property
     def minimised(self) -> Tensor:
@@ -74,11 +76,13 @@ def token_term(losses: Tensor, labels: Tensor, mean: LossMean) -> Term:
     more weight. A row without targets counts as 0. Both report sum_bk l_bk / sum_b n_b, so that
     perplexity and bits-per-byte stay comparable.
     """
-    count = (labels != IGNORE).sum(1)
+    total, count = losses.sum(1), (labels != IGNORE).sum(1)
+    by_row = torch.stack([total.detach(), count])
     if mean == "target":
-        return Term(losses.sum(), count.sum(), nominal=float(labels.shape[1]))
-    shared = (losses.sum(1) / count.clamp(min=1)).sum()
-    return Term(losses.sum(), count.sum(), nominal=1.0, per_example=shared)
+        nominal = float(labels.shape[1])
+        return Term(losses.sum(), count.sum(), nominal=nominal, by_row=by_row)
+    shared = (total / count.clamp(min=1)).sum()
+    return Term(losses.sum(), count.sum(), nominal=1.0, per_example=shared, by_row=by_row)
 
 
 def projected_cross_entropy(

@@ -134,11 +134,10 @@ def test_a_mixture_resumes_to_the_same_bits(mixed, tmp_path):
     assert_same_weights(tmp_path / "parts", tmp_path / "whole")
     assert "loss before training" not in run.err  # it stood in the checkpoint
     assert " before, " in run.err
-    (name,) = options["data.replay"]
-    more = parts | {"ckpt_path": "last", "trainer.max_steps": 9, "data.replay": {name: 0.5}}
+    more = parts | {"ckpt_path": "last", "trainer.max_steps": 9, "data.replay": None}
     refused = call(words("fit", more))
     assert refused.code == 2
-    assert "this checkpoint's run had other data (replay was" in refused.err
+    assert "this checkpoint's run had other data (sources was" in refused.err
 
 
 def test_a_mixture_is_the_same_over_two_ranks(mixed, tmp_path):

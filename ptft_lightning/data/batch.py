@@ -44,6 +44,8 @@ class Batch:
     """Tokens that are not padding."""
     step_targets: int = 0
     """Targets of the whole optimizer step, where samples have different numbers of them."""
+    sources: Tensor | None = None
+    """(B,) int64: which text of a mixture each row is from; None where there is one."""
     hashes: Tensor | None = None
     """(N,) int64: hash of each sample's tokens, documents and targets; only for an audit."""
 
@@ -95,6 +97,7 @@ def build_batch(
     segments: Ints | None = None,
     hashes: Ints | None = None,
     step_targets: int = 0,
+    sources: Ints | None = None,
 ) -> Batch:
     """Numpy arrays (shapes as in `Batch`) to a batch; full one-document rows take the fast path."""
     full = bool((documents == 1).all())
@@ -109,6 +112,7 @@ def build_batch(
         step_samples=step_samples,
         real_tokens=int(np.count_nonzero(documents)),
         step_targets=step_targets,
+        sources=None if sources is None else torch.from_numpy(sources),
         hashes=None if hashes is None else torch.from_numpy(hashes),
     )
 

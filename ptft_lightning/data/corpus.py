@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from ptft_lightning.data.cache_config import CacheConfig
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.manifest import has_manifest, read_manifest
+from ptft_lightning.data.mixture_config import MixtureConfig, replaying
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Layout
 from ptft_lightning.data.plan import check_share
@@ -37,7 +37,7 @@ class CorpusDataModule(PhaseData):
         files: Paths, globs, folders or URLs of text (.txt, .jsonl, .csv, .tsv, also .gz or .zst;
             .parquet), or hub:owner/name?config=NAME&split=NAME; not needed for a finished store.
         store: Directory of the token store, made from `files` when it is not there yet; or the URL
-            of one that was copied there, such as s3://bucket/store.
+            of one that was copied there, such as s3://bucket/store. Several: see mixture.
         tokenizer: A tokenizer.json or its directory; with init_from the bundle's own is used.
         column: The text column, of all files but .txt.
         encoding: Of text files; a byte order mark is dropped.
@@ -56,14 +56,15 @@ class CorpusDataModule(PhaseData):
         audit: A file that gets, per optimizer step, the samples used and a hash of each.
         replay: Other token stores and which share of all rows comes from each, such as general
             text in domain adaptation; an epoch is one pass over `store`.
+        mixture: Several named token stores instead of `store`, by weight or by size.
         validation_stores: Names and token stores of other text, whose held-out loss is told before
-            and after training; default: those of `replay`.
+            and after training; default: those of `replay` or `mixture` beside the first.
         cache: Where shards of stores behind URLs are kept, and how many.
     """
 
     def __init__(
         self,
-        store: str,
+        store: str | None = None,
         files: list[str] | None = None,
         tokenizer: str | None = None,
         column: str = "text",
@@ -81,24 +82,26 @@ class CorpusDataModule(PhaseData):
         workers: int = 0,
         audit: str | None = None,
         replay: dict[str, float] | None = None,
+        mixture: MixtureConfig | None = None,
         validation_stores: dict[str, str] | None = None,
         cache: CacheConfig = CacheConfig(),
     ) -> None:
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
         check_share(validation_share)
-        self.replay = replay or {}
-        others = {Path(other).name: other for other in self.replay}
-        if len(others) < len(self.replay) and validation_stores is None:
+        if (store is None) == (mixture is None) or (mixture and replay):
             raise UserError(
-                f"data.replay {list(self.replay)}: stores of the same last name, by which their "
-                "losses would be told: name them in data.validation_stores"
+                "data.store, perhaps with data.replay, or data.mixture: give one of the two"
             )
+        if store is not None and replay:
+            mixture = replaying(store, replay)
+        if mixture is not None:
+            mixture.check()
+        self.mixture = mixture
+        self.stores = {"": str(store)} if mixture is None else mixture.stores
+        self.store = next(iter(self.stores.values()))
+        others = {name: at for name, at in self.stores.items() if at != self.store}
         self.validation_stores = others if validation_stores is None else validation_stores
-        if self.replay:
-            from ptft_lightning.data.mixture import check_replay
-
-            check_replay(self.replay, store)
-        self.store, self.files, self.tokenizer_path = store, files or [], tokenizer
+        self.files, self.tokenizer_path = files or [], tokenizer
         self.column, self.layout, self.length = column, layout, length
         self.encoding, self.on_bad_document = encoding, on_bad_document
         self.max_bad_share = max_bad_share
@@ -174,13 +177,13 @@ class CorpusDataModule(PhaseData):
         from ptft_lightning.data.store_checks import check_stores
 
         check_stores(self)
-        self.train_rows = self.rows_of(self.store, "train")
+        rows = {name: self.rows_of(at, "train") for name, at in self.stores.items()}
+        self.train_rows = next(iter(rows.values()))
         self.validation_rows = self.rows_of(self.store, "validation")
-        if self.replay:
-            from ptft_lightning.data.mixture import mix_rows
+        if self.mixture is not None and stage == "fit":
+            from ptft_lightning.data.mixture import begin  # a leaf
 
-            others = {name: self.rows_of(name, "train") for name in self.replay}
-            self.train_rows = mix_rows(self.train_rows, others, self.replay)
+            begin(self, rows)
         if stage == "fit":
             if not len(self.train_rows):
                 raise UserError(f"the token store '{self.store}' holds no training documents")
@@ -188,6 +191,26 @@ class CorpusDataModule(PhaseData):
             for store in self.train_rows.stores:
                 if store.cache is not None:
                     store.cache.check_room(self.window)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `PhaseData`; with what decided the shares of a mixture."""
+        return super().state_dict() | {"mixture": self.mixture_request()}
+
+    def mixture_request(self) -> dict[str, Any] | None:
+        """See `MixtureConfig`."""
+        return None if self.mixture is None else self.mixture.request(self.run_rows)
+
+    @property
+    def run_rows(self) -> int:
+        """Rows of a whole run; negative where steps are not counted yet."""
+        return self._trainer().max_steps * self.global_batch_size
+
+    def _change_segment(self, state_dict: dict[str, Any], step: int) -> None:
+        """Weights may change."""
+        if self.mixture is not None:
+            from ptft_lightning.data.mixture import go_on  # a leaf
+
+            go_on(self, state_dict["mixture"], step)
 
     def _fetch_ahead(self) -> None:
         """Where a store is behind a URL: one process of each host fetches its shards early."""
@@ -259,7 +282,12 @@ class CorpusDataModule(PhaseData):
     @property
     def places(self) -> list[str]:
         """See `PhaseData`."""
-        return [self.store, *self.replay]
+        return list(self.stores.values())
+
+    @property
+    def source_names(self) -> list[str]:
+        """See `PhaseData`."""
+        return [] if self.mixture is None else list(self.stores)
 
     def _dataset(self, rows: Rows) -> RowDataset:
         audit = self.audit is not None

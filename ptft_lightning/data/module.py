@@ -74,6 +74,8 @@ class PhaseData(L.LightningDataModule):
         # Preparation runs once, on global rank 0; the others wait without a time-out.
         self.prepare_data_per_node = False
         self.segments = Segments((Segment(0, 0, global_batch_size),))
+        self.skips: list[tuple[int, int]] = []
+        """Samples [first, after) that a resumed run leaves out."""
         self._epochs: int | None = None
         self._step_limit = -1
         self.training: BatchLoader | None = None
@@ -101,6 +103,11 @@ class PhaseData(L.LightningDataModule):
     @property
     def places(self) -> list[str]:
         """Token stores as the user named them, for lineage.json."""
+        return []
+
+    @property
+    def source_names(self) -> list[str]:
+        """Of a mixture: the texts whose losses are told one by one."""
         return []
 
     # Ranks and steps.
@@ -231,7 +238,12 @@ class PhaseData(L.LightningDataModule):
         step = state_dict["step"]  # the trainer's own step is restored later
         if self.segments.table[-1].global_batch != self.global_batch_size:
             self.segments = self.segments.change(step, self.global_batch_size)
+        self._change_segment(state_dict, step)
+        self.segments = self.segments.leave_out(self.skips, step)
         self._count_epochs()
+
+    def _change_segment(self, state_dict: dict[str, Any], step: int) -> None:
+        """Where a subclass has more that a resume may change."""
 
 
 @rank_zero_only

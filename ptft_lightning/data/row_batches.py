@@ -59,5 +59,11 @@ class RowDataset(Dataset[Batch]):
         if self.audit:
             hashes = hash_rows([tokens, documents, *(targets[k] for k in sorted(targets))])
         return build_batch(
-            tokens, documents, slots.numbers, targets, slots.step_samples, hashes=hashes
+            tokens,
+            documents,
+            slots.numbers,
+            targets,
+            slots.step_samples,
+            hashes=hashes,
+            sources=self.rows.sources_of(slots.numbers),
         )

@@ -75,6 +75,10 @@ class Rows:
         """Where the rows come from."""
         return [self.store]
 
+    def sources_of(self, numbers: Numbers) -> Numbers | None:
+        """Which of `stores` each sample comes from; None where there is one."""
+        return None
+
     def ahead(self, number: int) -> Iterator[tuple[TokenStore, int]]:
         """The shards that are needed from a sample on, for two windows."""
         for shard in self.order.shards_from(number):

@@ -7,6 +7,8 @@ rank or worker can ask for any sample without reading those before it.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -172,6 +174,8 @@ class Segment:
     first_step: int
     first_sample: int
     global_batch: int
+    shares: tuple[float, ...] | None = None
+    """Of the rows, for each store of a mixture."""
 
 
 @dataclass(frozen=True)
@@ -200,19 +204,46 @@ class Segments:
         first = epoch * self.period + offset + steps * size
         return first, min(first + size, (epoch + 1) * self.period)
 
-    def change(self, step: int, global_batch: int) -> Segments:
-        """The same past, and `global_batch` samples a step from `step` on."""
+    def change(
+        self,
+        step: int,
+        global_batch: int | None = None,
+        shares: tuple[float, ...] | None = None,
+        skip: int = 0,
+    ) -> Segments:
+        """The same past; from `step` on other values, where given, after `skip` samples."""
         kept = tuple(s for s in self.table if s.first_step < step)
-        return Segments((*kept, Segment(step, self.span(step)[0], global_batch)), self.period)
+        last = next(s for s in reversed(self.table) if s.first_step <= step)
+        first, size = self.span(step)[0] + skip, global_batch or last.global_batch
+        segment = Segment(step, first, size, shares or last.shares)
+        return Segments((*kept, segment), self.period)
+
+    def leave_out(self, skips: Iterable[tuple[int, int]], since: int) -> Segments:
+        """Without samples [first, after) of each skip, by whole steps from step `since` on."""
+        segments = Segments(tuple(s for s in self.table if s.first_step <= since), self.period)
+        for first, after in skips:
+            step = bisect_left(range(first + 1), first + 1, key=lambda s: segments.span(s)[1])
+            skip = after - segments.span(step)[0]
+            if step >= since and skip > 0:
+                segments = segments.change(step, skip=skip)
+        return segments
+
+    def skipped(self, step: int) -> tuple[int, int] | None:
+        """First sample left out right before optimizer step `step`, and the one after the last."""
+        if step == 0 or all(segment.first_step != step for segment in self.table):
+            return None
+        gap = self.span(step - 1)[1], self.span(step)[0]
+        return gap if gap[0] < gap[1] else None
 
     def state(self) -> list[dict[str, Any]]:
         """Plain numbers for a checkpoint."""
         return [asdict(segment) for segment in self.table]
 
     @classmethod
-    def from_state(cls, state: list[dict[str, int]], period: int | None) -> Segments:
+    def from_state(cls, state: list[dict[str, Any]], period: int | None) -> Segments:
         """Read back what `state` gave."""
-        return cls(tuple(Segment(**row) for row in state), period)
+        rows = [{**row, "shares": row.get("shares") and tuple(row["shares"])} for row in state]
+        return cls(tuple(Segment(**row) for row in rows), period)
 
 
 def rank_slots(count: int, rank: int, ranks: int) -> slice:

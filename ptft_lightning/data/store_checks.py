@@ -44,7 +44,7 @@ def check_stores(data: CorpusDataModule) -> None:
         UserError: one does not, or is not there.
     """
     _check_store(data.store, data.tokenizer, data.word_starts)
-    for other in {**data.replay, **dict.fromkeys(data.validation_stores.values())}:
+    for other in {*data.stores.values(), *data.validation_stores.values()} - {data.store}:
         _check_store(other, data.tokenizer, data.objective.whole_words)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,16 @@ class Sums:
     tokens: float
     places: float
     """Places in rows, padding included."""
+    sources: dict[str, tuple[float, float]]
+    """Of a mixture, each source's mean loss per target of the first term and share of the rows;
+    without those that had none."""
 
 
 class Meter:
     """Adds up outputs without reading anything from the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Sequence[str] = ()) -> None:
+        self.sources = sources
         self._reset()
 
     def _reset(self) -> None:
@@ -43,12 +48,23 @@ class Meter:
         values = [t.weight * t.total.detach() for t in output.terms.values()]
         values += [t.count for t in output.terms.values()]
         values += list(output.sums.values())
+        if self.sources:
+            values += self._by_source(output, batch)
         # Apple's GPUs have no float64.
         exact = torch.float32 if values[0].device.type == "mps" else torch.float64
         stacked = torch.stack([v.detach().to(exact) for v in values])
         self.sums = stacked if self.sums is None else self.sums + stacked
         self.tokens += batch.real_tokens
         self.places += batch.tokens.numel()
+
+    def _by_source(self, output: Output, batch: Batch) -> list[Tensor]:
+        """Sum of losses, targets and rows of each source."""
+        by_row = next(iter(output.terms.values())).by_row
+        assert by_row is not None
+        assert batch.sources is not None
+        rows = torch.cat([by_row, (batch.samples >= 0)[None]])
+        sums = rows.new_zeros(3, len(self.sources)).index_add_(1, batch.sources, rows)
+        return list(sums.flatten())
 
     def take(self, strategy: Any) -> Sums:
         """The sums over all ranks so far; start anew."""
@@ -57,8 +73,17 @@ class Meter:
         both = torch.cat([self.sums, host.to(self.sums.device)])
         *values, tokens, places = strategy.reduce(both, reduce_op="sum").tolist()
         n = len(self.terms)
+        rest = len(values) - 3 * len(self.sources)
+        values, by_source = values[:rest], values[rest:]
         totals, counts, sums = values[:n], values[n : 2 * n], values[2 * n :]
         losses = {k: t / max(c, 1) for k, t, c in zip(self.terms, totals, counts, strict=True)}
         metrics = {k: v / max(counts[0], 1) for k, v in zip(self.metrics, sums, strict=True)}
         self._reset()
-        return Sums(losses, metrics, tokens, places)
+        return Sums(losses, metrics, tokens, places, self._name_sources(by_source))
+
+    def _name_sources(self, values: list[float]) -> dict[str, tuple[float, float]]:
+        n = len(self.sources)
+        totals, counts, rows = values[:n], values[n : 2 * n], values[2 * n :]
+        every = max(sum(rows), 1)
+        found = zip(self.sources, totals, counts, rows, strict=True)
+        return {name: (t / c, r / every) for name, t, c, r in found if c}

@@ -138,6 +138,7 @@ class PhaseModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """The clock of tokens/s starts with the work."""
+        self.train_meter = Meter(self.data.source_names)
         self.clock, self.logged_step = time.perf_counter(), self.global_step
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -198,6 +199,8 @@ class PhaseModule(L.LightningModule):
             "data_stall": self.data.take_waited() / max(now - self.clock, 1e-9),
             "padding_waste": 1 - sums.tokens / max(sums.places, 1.0),
         }
+        for name, (loss, share) in sums.sources.items():
+            values |= {f"train_{name}_loss": loss, f"train_{name}_share": share}
         steps = max(1, self.global_step - self.logged_step)
         values["seconds_per_step"] = (now - self.clock) / steps
         self.clock, self.logged_step = now, self.global_step
@@ -286,6 +289,7 @@ class PhaseModule(L.LightningModule):
             "optimizer": self.optimizer_config.kind,
             "lr": self.rate,
             "data": self.data.identity(),
+            "segments": self.data.segments.state(),
             "stores": self.data.places,
             "metrics": metrics,
             "versions": versions(),

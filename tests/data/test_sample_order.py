@@ -259,6 +259,35 @@ def test_change_at_one_step_counts_once(first: int, second: int, third: int) -> 
     assert [segments.span(s) for s in range(9)] == simulate([(0, first), (5, third)], None, 9)
 
 
+@given(
+    skips=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 60)), max_size=4),
+    batches=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
+    since=st.integers(0, 20),
+)
+def test_what_is_left_out_is_in_no_later_step(skips, batches, since):
+    segments, at = Segments((Segment(0, 0, batches[0][0]),)), 0
+    for batch, length in batches[:-1]:
+        segments, at = segments.change(at + length, batch), at + length
+    since = max(since, at)
+    ranges, reached = [], segments.span(since)[0]
+    for gap, length in skips:  # one after another, as a run meets them
+        ranges.append((reached + gap, reached + gap + length))
+        reached = ranges[-1][1]
+    left = segments.leave_out(ranges, since)
+    assert [left.span(s) for s in range(since)] == [segments.span(s) for s in range(since)]
+    out = {n for first, after in ranges for n in range(first, after)}
+    spans = [left.span(s) for s in range(since, since + 400)]
+    assert not out & {n for first, after in spans for n in range(first, after)}
+    lost = 0
+    for (_, end), (start, _), step in zip(spans, spans[1:], range(since + 1, 10**6), strict=False):
+        gap = left.skipped(step)
+        assert gap == ((end, start) if start > end else None)
+        lost += start - end
+    start = spans[0][0] - segments.span(since)[0]
+    assert lost + start <= len(out) + len(ranges) * left.table[-1].global_batch  # by whole steps
+    assert left.leave_out(ranges, since) == left  # once is enough
+
+
 def test_far_steps_need_no_replay() -> None:
     segments = Segments((Segment(0, 0, 32),), period=1001)
     epoch, step = divmod(10**9, 32)
