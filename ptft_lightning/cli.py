@@ -30,6 +30,7 @@ COMMANDS = {
     "rank": ("ptft_lightning.commands.rank", "the nearest passages of queries, from their vectors"),
     "answer": ("ptft_lightning.commands.answer", "answer questions from whole documents"),
     "inspect": ("ptft_lightning.commands.inspect", "say what a bundle, checkpoint or store holds"),
+    "show-samples": ("ptft_lightning.commands.show_samples", "the text of a run's samples"),
     "merge": ("ptft_lightning.commands.merge", "write a bundle whole, its adapters folded in"),
     "overlap": ("ptft_lightning.commands.overlap", "find test examples in a token store"),
     "export": ("ptft_lightning.commands.export", "write a bundle in Hugging Face's layout"),
@@ -44,7 +45,7 @@ def usage() -> str:
         "Pretrain a language model on your own text, then fine-tune it for your own tasks.",
         "",
         "commands:",
-        *(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()),
+        *(f"  {name:12} {text}" for name, (_, text) in COMMANDS.items()),
         "",
         "python -m ptft_lightning COMMAND --help tells a command's options.",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
             if settings(file)["model"]["init_args"].get("init_from"):
                 bundles = request.getfixturevalue("bundles")
                 made |= {"model.init_from": str(bundles / "masked"), "data.tokenizer": None}
+            if "mixture" in data["init_args"]:
+                return mine | two_stores(request.getfixturevalue("store"), tmp_path, tokenizer)
             return mine | made | {"data.files": [corpus], "data.validation_share": 0.1}
         task = settings(file)["model"]["init_args"]["task"]
         task = task if isinstance(task, str) else task["class_path"]
@@ -117,6 +120,12 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         return mine | {"data.columns": columns, "model.init_from": str(bundles / "masked")}
 
     return of
+
+
+def two_stores(store: Path, tmp_path: Path, tokenizer: str) -> dict[str, Any]:
+    shutil.copytree(store, tmp_path / "other")
+    stores = {"en": str(store), "zh": str(tmp_path / "other")}
+    return {"data.mixture.stores": stores, "data.tokenizer": tokenizer, "data.length": 64}
 
 
 @pytest.mark.parametrize("file", WHOLE, ids=name)

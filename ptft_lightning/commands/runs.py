@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from ptft_lightning.data.module import say
@@ -17,6 +18,12 @@ from ptft_lightning.modules.checkpoints import is_whole, last_checkpoint, list_c
 from ptft_lightning.modules.csv_metrics import CsvMetrics
 
 SHARED_KEYS = ("trainer", "model", "data")  # of a fit's config, those other commands read
+
+
+def global_rank() -> int:
+    """This process's rank, known before a trainer exists."""
+    rank: int = getattr(rank_zero_only, "rank", 0)
+    return rank
 
 
 def checkpoint_of(ckpt_path: str | None, run_dir: Path) -> str | None:

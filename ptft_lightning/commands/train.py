@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import lightning as L
 import torch
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 # Named on the command line without their modules; also what short class names resolve to.
 import ptft_lightning.objectives.causal
 import ptft_lightning.objectives.masked  # noqa: F401
+from ptft_lightning.commands.measures import keep_measures
 from ptft_lightning.commands.mistakes import one_line
 from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig, import_parts
 from ptft_lightning.commands.quiet import quieten
@@ -27,6 +26,7 @@ from ptft_lightning.commands.runs import (
     bundle_of,
     checkpoint_of,
     config_of,
+    global_rank,
     refuse_finished,
 )
 from ptft_lightning.commands.trainer_options import (
@@ -50,6 +50,13 @@ from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
 
+if TYPE_CHECKING:
+    from ptft_lightning.modules.spikes import Spikes
+
+
+class GoBack(Exception):
+    """A fit ended to go on from an earlier checkpoint, which this names."""
+
 
 class CLI(ConfigCLI):
     """With a run directory; the checkpoint-over-config merge is disabled."""
@@ -62,6 +69,7 @@ class CLI(ConfigCLI):
         """What a run has beside trainer, model and data."""
         from ptft_lightning.modules.early_stopping import StopEarly  # leaves
         from ptft_lightning.modules.samples import Samples
+        from ptft_lightning.modules.spikes import Spikes
 
         parser.add_argument(
             "--run_dir",
@@ -80,6 +88,7 @@ class CLI(ConfigCLI):
         )
         # Before the checkpoints: none must know a validation whose samples are not written.
         parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(Spikes, "spikes")  # before what it spoils is saved
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
 
     def _prepare_subcommand_parser(
@@ -151,7 +160,10 @@ class CLI(ConfigCLI):
         options = self._get(self.config_init, "trainer")
         run_dir = Path(self.options.run_dir)
         checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
-        checkpoints.run_dir = self._get(self.config_init, "samples").run_dir = run_dir
+        self.spikes: Spikes = self._get(self.config_init, "spikes")
+        for part in (checkpoints, self.spikes, self._get(self.config_init, "samples")):
+            part.run_dir = run_dir
+        self.spikes.checkpoints = checkpoints
         self.preempt = Preempt(checkpoints)
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
@@ -188,6 +200,10 @@ class CLI(ConfigCLI):
         if self.preempt.stopped:
             # Lightning kills a process whose child ended in anything but 0.
             sys.exit(EXIT_CODE if self.trainer.local_rank == 0 else 0)
+        if self.spikes.ended:
+            if self.spikes.go_back_to is None:
+                sys.exit(1 if self.trainer.local_rank == 0 else 0)
+            raise GoBack(str(self.spikes.go_back_to))
         if cast(Any, self.trainer).fast_dev_run:
             return
         if self.trainer.is_global_zero:
@@ -216,20 +232,9 @@ class CLI(ConfigCLI):
         results = getattr(self.trainer, what)(model, **{**kwargs, "verbose": False})
         if not results:
             raise UserError(f"nothing to {what}: name a file with --data.{what}")
-        run_dir = Path(self.options.run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if what == "test" and isinstance(model, FinetuneModule):
-            model.keep_predictions(run_dir, "test")
-        if not self.trainer.is_global_zero:
-            return
-        file = run_dir / f"{what}.json"
-        file.write_text(json.dumps(results[0]) + "\n")  # whatever becomes of what follows
-        if what == "test" and isinstance(model, FinetuneModule) and self.options.overlap:
-            from ptft_lightning.commands.overlap import guard  # a leaf
-
-            results[0].update(guard(model, run_dir))
-            file.write_text(json.dumps(results[0]) + "\n")
-        print(json.dumps(results[0]))
+        options = self.options
+        overlap = options.get("overlap", False)
+        keep_measures(what, model, results[0], Path(options.run_dir), overlap)
 
     def predict(self, model: FinetuneModule, **kwargs: Any) -> None:
         """Predict, and write one JSON line per example in the order of the file."""
@@ -248,12 +253,6 @@ class CLI(ConfigCLI):
         write_predictions(output, model.task, examples, records)
 
 
-def global_rank() -> int:
-    """This process's rank, known before a trainer exists."""
-    rank: int = getattr(rank_zero_only, "rank", 0)
-    return rank
-
-
 def run(command: str, args: list[str]) -> None:
     """The command line's way in."""
 
@@ -264,7 +263,12 @@ def run(command: str, args: list[str]) -> None:
             return {command: CLI.subcommands()[command]}
 
     import_parts()  # a bundle's config names them
-    start(Command, command, config_of(command, args))
+    args = config_of(command, args)
+    while True:
+        try:
+            return start(Command, command, args)
+        except GoBack as back:
+            args = [*args, "--ckpt_path", str(back)]
 
 
 def start(

@@ -11,7 +11,7 @@ from ptft_lightning.data.cache_config import CacheConfig
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.manifest import has_manifest, read_manifest
-from ptft_lightning.data.mixture_config import MixtureConfig, replaying
+from ptft_lightning.data.mixture_config import MixtureConfig, choose
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Layout
 from ptft_lightning.data.plan import check_share
@@ -88,16 +88,8 @@ class CorpusDataModule(PhaseData):
     ) -> None:
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
         check_share(validation_share)
-        if (store is None) == (mixture is None) or (mixture and replay):
-            raise UserError(
-                "data.store, perhaps with data.replay, or data.mixture: give one of the two"
-            )
-        if store is not None and replay:
-            mixture = replaying(store, replay)
-        if mixture is not None:
-            mixture.check()
-        self.mixture = mixture
-        self.stores = {"": str(store)} if mixture is None else mixture.stores
+        self.mixture = choose(store, replay, mixture)
+        self.stores = {"": str(store)} if self.mixture is None else self.mixture.stores
         self.store = next(iter(self.stores.values()))
         others = {name: at for name, at in self.stores.items() if at != self.store}
         self.validation_stores = others if validation_stores is None else validation_stores
@@ -194,11 +186,8 @@ class CorpusDataModule(PhaseData):
 
     def state_dict(self) -> dict[str, Any]:
         """See `PhaseData`; with what decided the shares of a mixture."""
-        return super().state_dict() | {"mixture": self.mixture_request()}
-
-    def mixture_request(self) -> dict[str, Any] | None:
-        """See `MixtureConfig`."""
-        return None if self.mixture is None else self.mixture.request(self.run_rows)
+        request = {} if self.mixture is None else self.mixture.request(self.run_rows)
+        return super().state_dict() | {"mixture": request}
 
     @property
     def run_rows(self) -> int:
@@ -214,16 +203,16 @@ class CorpusDataModule(PhaseData):
 
     def _fetch_ahead(self) -> None:
         """Where a store is behind a URL: one process of each host fetches its shards early."""
-        trainer = self._trainer()
         remote = any(store.cache is not None for store in self.train_rows.stores)
-        if remote and self.prefetch is None and trainer.local_rank == 0:
+        if remote and self.prefetch is None and self._trainer().local_rank == 0:
             from ptft_lightning.data.prefetch import Prefetch
 
-            def number() -> int:
-                return self.segments.span(trainer.global_step)[0]
-
-            self.prefetch = Prefetch(self.train_rows, number)
+            self.prefetch = Prefetch(self.train_rows, self.next_sample)
             self.prefetch.start()
+
+    def next_sample(self) -> int:
+        """The first sample of the step to come."""
+        return self.segments.span(self._trainer().global_step)[0]
 
     def teardown(self, stage: str) -> None:
         """Fetch no more."""

@@ -207,18 +207,19 @@ def go_on(data: CorpusDataModule, request: dict[str, Any], step: int) -> None:
     Raises:
         UserError: the shares cannot be had.
     """
-    mixed = data.train_rows
+    mixed, mixture = data.train_rows, data.mixture
     assert isinstance(mixed, MixedRows)
-    mixed.share_out(_changes(data.segments))
-    if data.mixture_request() != request:
+    assert mixture is not None
+    mixed.share_out(share_table(data.segments))
+    if mixture.request(data.run_rows) != request:
         first = data.segments.span(step)[0]
         shares = shares_of(data, mixed.sources, mixed.taken(first), first)
         data.segments = data.segments.change(step, shares=shares)
-        mixed.share_out(_changes(data.segments))
+        mixed.share_out(share_table(data.segments))
         _tell(data.stores, shares)
 
 
-def _changes(segments: Segments) -> list[tuple[int, tuple[float, ...]]]:
+def share_table(segments: Segments) -> list[tuple[int, tuple[float, ...]]]:
     """First samples and the shares from there on."""
     table = [(s.first_sample, s.shares) for s in segments.table if s.shares is not None]
     return [row for before, row in pairwise([(0, ()), *table]) if row[1] != before[1]]

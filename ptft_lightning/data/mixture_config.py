@@ -76,12 +76,27 @@ class MixtureConfig:
         }
 
 
-def replaying(store: str, replay: dict[str, float]) -> MixtureConfig:
-    """`store` with fixed shares of other stores, all by the last parts of their paths.
+def choose(
+    store: str | None, replay: dict[str, float] | None, mixture: MixtureConfig | None
+) -> MixtureConfig | None:
+    """The mixture that a run reads; None: one store.
 
     Raises:
-        UserError: shares that leave nothing to the store itself, stores named twice or alike.
+        UserError: two things are named, or none, or the shares cannot be meant.
     """
+    if (store is None) == (mixture is None) or (mixture and replay):
+        raise UserError(
+            "data.store, perhaps with data.replay, or data.mixture: give one of the two"
+        )
+    if store is not None and replay:
+        mixture = _replaying(store, replay)
+    if mixture is not None:
+        mixture.check()
+    return mixture
+
+
+def _replaying(store: str, replay: dict[str, float]) -> MixtureConfig:
+    """`store` with fixed shares of other stores, all by the last parts of their paths."""
     for name, share in replay.items():
         if not 0 < share < 1:
             raise UserError(f"data.replay.{name} is {share}: give a share of all rows, above 0")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -16,6 +16,8 @@ from ptft_lightning.data.batch import Batch
 
 class Audit(Callback):
     """Write `{"step": s, "samples": [[number, hash], ...]}` per step, sorted by sample.
+
+    Where samples were left out before a step, its line has `"skipped": [first, after]`, too.
 
     The same for any number of ranks, workers and micro-batches. A resume first cuts the lines
     after its checkpoint.
@@ -55,9 +57,12 @@ class Audit(Callback):
         everyone = trainer.strategy.all_gather(mine).reshape(-1, 2)
         if trainer.is_global_zero:
             rows = sorted(row for row in everyone.tolist() if row[0] >= 0)
-            line = {
-                "step": trainer.global_step - 1,
+            step = trainer.global_step - 1
+            line: dict[str, Any] = {
+                "step": step,
                 "samples": [[n, f"{h & (2**64 - 1):016x}"] for n, h in rows],
             }
+            if (gap := cast(Any, trainer).datamodule.segments.skipped(step)) is not None:
+                line["skipped"] = list(gap)
             with open(self.file, "a") as stream:
                 stream.write(json.dumps(line) + "\n")

@@ -41,10 +41,11 @@ def is_whole(path: Path) -> bool:
 def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints of a run, oldest first, torn ones included."""
     found = [p for p in directory.glob("step=*.ckpt") if NAME.search(p.name)]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name tells."""
     match = NAME.search(path.name)
     assert match is not None
     return int(match.group(1))
@@ -248,8 +249,8 @@ class Checkpoints(Callback):
     def _remove_old(self, best: int | None) -> None:
         every = self.keep_every_n_steps
         for path in list_checkpoints(self.directory)[: -self.keep]:
-            milestone = every is not None and _step(path) % every == 0
-            if milestone or (self.keep_best and _step(path) == best):
+            milestone = every is not None and step_of(path) % every == 0
+            if milestone or (self.keep_best and step_of(path) == best):
                 continue
             if path.is_dir():
                 shutil.rmtree(path)

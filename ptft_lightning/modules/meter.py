@@ -24,9 +24,9 @@ class Sums:
     tokens: float
     places: float
     """Places in rows, padding included."""
-    sources: dict[str, tuple[float, float]]
-    """Of a mixture, each source's mean loss per target of the first term and share of the rows;
-    without those that had none."""
+    sources: dict[str, float]
+    """Of a mixture: NAME_loss, the mean loss per target of the first term, and NAME_share of the
+    rows, of each source that had any."""
 
 
 class Meter:
@@ -81,9 +81,11 @@ class Meter:
         self._reset()
         return Sums(losses, metrics, tokens, places, self._name_sources(by_source))
 
-    def _name_sources(self, values: list[float]) -> dict[str, tuple[float, float]]:
+    def _name_sources(self, values: list[float]) -> dict[str, float]:
         n = len(self.sources)
         totals, counts, rows = values[:n], values[n : 2 * n], values[2 * n :]
-        every = max(sum(rows), 1)
-        found = zip(self.sources, totals, counts, rows, strict=True)
-        return {name: (t / c, r / every) for name, t, c, r in found if c}
+        named: dict[str, float] = {}
+        for name, total, count, row in zip(self.sources, totals, counts, rows, strict=True):
+            if count:
+                named |= {f"{name}_loss": total / count, f"{name}_share": row / sum(rows)}
+        return named

@@ -24,6 +24,12 @@ BACKBONES: dict[str, tuple[type[Any], type[Any]]] = {
 }
 
 
+def as_number(value: Tensor | None) -> float:
+    """A scalar, perhaps spread over ranks, which must all ask; 0 for none."""
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return 0.0 if whole is None else float(whole)
+
+
 class Net(nn.Module):
     """A backbone and a head. No parameter of a phase lives outside its net."""
 

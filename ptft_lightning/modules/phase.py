@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.module import PhaseData
@@ -22,7 +21,7 @@ from ptft_lightning.handoff.preflight import check_resume
 from ptft_lightning.modules import optimizers
 from ptft_lightning.modules.lightning_edges import correct_batch_progress, whole_mesh
 from ptft_lightning.modules.meter import Meter
-from ptft_lightning.modules.nets import Net, fill, shard
+from ptft_lightning.modules.nets import Net, as_number, fill, shard
 from ptft_lightning.modules.optimizers import OptimizerConfig, apply_settings, build_optimizer
 from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Tuning
@@ -187,20 +186,17 @@ class PhaseModule(L.LightningModule):
     def _log_training(self) -> None:
         sums, now = self.train_meter.take(self.trainer.strategy), time.perf_counter()
         self.tokens_seen += int(sums.tokens)
-        norm = self.grad_norm
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         values = {
             **{f"train_{k}": v for k, v in self.summary(sums.losses, sums.metrics).items()},
+            **{f"train_{k}": v for k, v in sums.sources.items()},
             "lr": self.rate,
-            "grad_norm": float(norm) if norm is not None else 0.0,
+            "grad_norm": as_number(self.grad_norm),
             "samples": float(self.data.segments.span(self.global_step)[0]),
             "tokens": float(self.tokens_seen),
             "tokens_per_s": sums.tokens / max(now - self.clock, 1e-9),
             "data_stall": self.data.take_waited() / max(now - self.clock, 1e-9),
             "padding_waste": 1 - sums.tokens / max(sums.places, 1.0),
         }
-        for name, (loss, share) in sums.sources.items():
-            values |= {f"train_{name}_loss": loss, f"train_{name}_share": share}
         steps = max(1, self.global_step - self.logged_step)
         values["seconds_per_step"] = (now - self.clock) / steps
         self.clock, self.logged_step = now, self.global_step
