@@ -45,6 +45,7 @@ LAYERS = (
 LEAVES = (
     *("generation", "interop", "ngrams", "report", "commands/ngram.py"),
     "commands/ngram_baseline.py",
+    "commands/select.py",
     *("modules/loading.py", "modules/muon.py"),
     *("data/formats", "data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
     *("data/label_names.py", "data/sampling.py", "data/tokenizer_training.py"),
