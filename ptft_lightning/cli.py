@@ -26,6 +26,8 @@ COMMANDS = {
     "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
     "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),
+    "select": ("ptft_lightning.commands.select", "the documents most like those of another text"),
+    "ngram": ("ptft_lightning.commands.ngram", "n-gram models: train, score; ARPA in and out"),
     "prompt": ("ptft_lightning.commands.prompt", "classify with a causal model, nothing trained"),
     "rank": ("ptft_lightning.commands.rank", "the nearest passages of queries, from their vectors"),
     "answer": ("ptft_lightning.commands.answer", "answer questions from whole documents"),

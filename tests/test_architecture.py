@@ -28,6 +28,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("errors", "files", "progress", "__init__"),
     ("data",),
+    ("ngrams",),
     ("terms", "backbones"),
     ("objectives",),
     ("generation",),
@@ -42,7 +43,10 @@ LAYERS = (
 )
 # Parts that no core file imports, except inside the function that needs them.
 LEAVES = (
-    *("generation", "interop", "report", "modules/loading.py", "modules/muon.py"),
+    *("generation", "interop", "ngrams", "report", "commands/ngram.py"),
+    "commands/ngram_baseline.py",
+    "commands/select.py",
+    *("modules/loading.py", "modules/muon.py"),
     *("data/formats", "data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
     *("data/label_names.py", "data/sampling.py", "data/tokenizer_training.py"),
     *("tasks/class_weights.py", "tasks/classification.py", "tasks/matthews.py"),

@@ -75,6 +75,18 @@ def test_phase_one_s_report_says_what_metrics_csv_says(one):
     assert page.tags.count("svg") == 8
 
 
+def test_phase_one_s_report_has_a_3_gram_beside_the_model(one, store, bpe_path, tmp_path):
+    model = str(tmp_path / "model")
+    given = {"store": str(store), "tokenizer": str(bpe_path), "output": model}
+    done(["ngram", *words("train", given)])
+    found = json.loads(done(["ngram", "score", "--model", model, "--store", str(store)]).out)
+    told = json.loads((one / "ngram.json").read_text())
+    assert told["bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-5)
+    page = assert_self_contained((one / "report.html").read_text())
+    assert "A 3-gram's bits per byte" in page.words
+    assert number(found["bits_per_byte"]) in page.words
+
+
 def test_validation_predictions_are_those_of_the_best_validation(two, examples):
     lines = kept(two, "validation")
     given = read_json_lines((examples / "validation.jsonl").read_text())

@@ -40,6 +40,9 @@ def write_beside(run_dir: Path) -> None:
 
     file = run_dir / PAGE
     try:
+        from ptft_lightning.commands.ngram_baseline import write_baseline
+
+        write_baseline(run_dir)
         write(file, build_page([read_run(run_dir)]))
         said = f"report: {file}"
     except Exception as error:  # whatever it is, the training is done and its bundle is whole

@@ -23,8 +23,16 @@ class OneLineParser(ArgumentParser):
         raise UserError(explain(error, Context(options, {})))
 
 
-def run_tool(name: str, function: Callable[..., Any], args: list[str], positional: bool) -> Any:
-    """Call `function` with the options of the command line; its docstring is the help."""
+def run_tool(
+    name: str,
+    function: Callable[..., Any] | list[Callable[..., Any]],
+    args: list[str],
+    positional: bool,
+) -> Any:
+    """Call `function` with the options of the command line; its docstring is the help.
+
+    Of several functions the first word names the one to call.
+    """
     from jsonargparse import auto_cli
 
     return auto_cli(

@@ -60,6 +60,9 @@ def results(run: Run) -> list[tuple[str, str, str]]:
     order = [n for n in HEADLINES if n in values] if run.phase == "pretrain" else list(values)
     best = "best " if run.phase == "finetune" else ""
     found += [(title_of(n), number(values[n]), f"{best}val, step {step:,}") for n in order]
+    if (bits := run.ngram.get("bits_per_byte")) is not None and order:
+        order_of, tokens = run.ngram["order"], number(float(run.ngram["tokens"]))
+        found.append((f"A {order_of}-gram's bits per byte", number(bits), f"of {tokens} tokens"))
     if not found and (curve := run.curves.get("train_loss")) is not None:
         found = [("Loss", number(curve.last), f"train, step {int(curve.steps[-1]):,}")]
     return found

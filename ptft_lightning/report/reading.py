@@ -59,6 +59,8 @@ class Run:
     """Lines of `SPLIT_predictions.jsonl` by split."""
     step: int
     """The newest step the directory knows of."""
+    ngram: dict[str, Any] = field(default_factory=dict)
+    """What an n-gram model makes of the same held-out text."""
     troubles: list[str] = field(default_factory=list)
     """What could not be read, a sentence each."""
 
@@ -106,6 +108,7 @@ def read_run(directory: Path) -> Run:
         bundle=_whole(directory / "bundle" / "config.json", json.loads, troubles),
         lineage=lineage,
         test=_whole(directory / "test.json", json.loads, troubles),
+        ngram=_whole(directory / "ngram.json", json.loads, troubles),
         samples=_lines(directory / "samples.jsonl", {"step", "prompt", "text"}, troubles),
         predictions={
             split: _lines(directory / f"{split}_predictions.jsonl", {"gold"}, troubles)
