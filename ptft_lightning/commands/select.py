@@ -36,6 +36,7 @@ def select(
     documents: int | None = None,
     share: float | None = None,
     column: str = "text",
+    target_column: str | None = None,
     order: int = 2,
     seed: int = 0,
 ) -> None:
@@ -51,6 +52,7 @@ def select(
         documents: How many to take.
         share: Or which share of all.
         column: The text column, of all files but .txt.
+        target_column: That of the target; default: the same.
         order: Of the n-gram models of moore_lewis.
         seed: Of what is random.
     """
@@ -66,7 +68,7 @@ def select(
     sizes = [text_size(file, column) for file in sources]
     weigher = None
     if target is not None:
-        own = list(_documents(expand_sources(target), column))
+        own = list(_documents(expand_sources(target), target_column or column))
         most = TARGET_BYTES if method == "dsir" else sum(len(text.encode()) for text in own)
         general = _encode(known, _sample(sources, most / max(sum(sizes), 1), column, seed))
         wanted = _encode(known, iter(own))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -269,6 +270,7 @@ def run(command: str, args: list[str]) -> None:
             return start(Command, command, args)
         except GoBack as back:
             args = [*args, "--ckpt_path", str(back)]
+        gc.collect()  # the ended fit's model, before there is another
 
 
 def start(

@@ -82,7 +82,7 @@ class Forgetting(Callback):
         if not len(rows):
             raise UserError(
                 f"data.validation_stores: '{store}' has no held-out documents: prepare it with "
-                "validation_share above 0"
+                "validation_share above 0, or leave it out there ({} for none)"
             )
         loader, meter, training = data.pass_over(rows), Meter(), module.net.training
         limit = trainer.limit_val_batches
