@@ -44,7 +44,8 @@ class CorpusDataModule(PhaseData):
         on_bad_document: Count documents that cannot be read and leave them out, or stop at one.
         max_bad_share: Refuse a corpus of which a larger share cannot be read.
         layout: `blocks` cuts the text every `length` tokens; `documents` keeps documents whole
-            and packs them.
+            and packs them; `sentence_pairs` packs pairs of neighbouring sentences, for
+            NextSentence and SentenceOrder (a new store notes where sentences start).
         length: Tokens in a row.
         global_batch_size: Rows per optimizer step, over all ranks.
         micro_batch_size: Rows computed at once on one rank.
@@ -107,6 +108,10 @@ class CorpusDataModule(PhaseData):
         self.prefetch: Prefetch | None = None
         if length < 2:
             raise UserError(f"data.length is {length}: a row needs at least 2 tokens")
+        if layout == "sentence_pairs":
+            from ptft_lightning.data.pair_rows import check_length
+
+            check_length(length)
         if window < 1:
             raise UserError(f"data.window is {window}: rows are mixed among 1 shard or more")
 
@@ -133,6 +138,11 @@ class CorpusDataModule(PhaseData):
             return self.word_starts
         return read_manifest(self.store).segmenter is not None
 
+    @property
+    def has_sentences(self) -> bool:
+        """Whether the store says where sentences start, or will."""
+        return not has_manifest(self.store) or read_manifest(self.store).splitter is not None
+
     def _prepare(self) -> None:
         if not self.files:
             raise UserError(f"no token store at '{self.store}' and no data.files to make it from")
@@ -152,7 +162,8 @@ class CorpusDataModule(PhaseData):
             on_bad_document=self.on_bad_document,
             max_bad_share=self.max_bad_share,
             word_starts=self.word_starts,
-            lengths=[self.length] if self.layout == "documents" else None,
+            sentences=self.layout == "sentence_pairs",
+            lengths=None if self.layout == "blocks" else [self.length],
             sizes=sizes,
         )
 
@@ -176,6 +187,10 @@ class CorpusDataModule(PhaseData):
         check_stores(self)
         self.train_rows = self.rows_of(self.store, "train")
         self.validation_rows = self.rows_of(self.store, "validation")
+        if self.layout == "sentence_pairs":
+            from ptft_lightning.data.pair_rows import tell_alone
+
+            tell_alone([self.train_rows, self.validation_rows])
         if self.replay:
             from ptft_lightning.data.mixture import mix_rows
 
@@ -214,15 +229,14 @@ class CorpusDataModule(PhaseData):
 
     def rows_of(self, store: str, split: str) -> Rows:
         """The rows of one split of a store."""
-        return Rows(
-            TokenStore(store, split, self.cache),
-            self.layout,
-            self.length,
-            self.tokenizer.pad,
-            self.seed,
-            self.window,
-            shuffle=split == "train",
-        )
+        opened, order = TokenStore(store, split, self.cache), (self.seed, self.window)
+        if self.layout == "sentence_pairs":
+            from ptft_lightning.data.pair_rows import PairRows
+
+            pairs = self.objective.pairs, self.length, self.tokenizer
+            return PairRows(opened, *pairs, *order, shuffle=split == "train")
+        shape = self.layout, self.length, self.tokenizer.pad
+        return Rows(opened, *shape, *order, shuffle=split == "train")
 
     @property
     def predicted_per_byte(self) -> float | None:
@@ -262,8 +276,12 @@ class CorpusDataModule(PhaseData):
         return [self.store, *self.replay]
 
     def _dataset(self, rows: Rows) -> RowDataset:
-        audit = self.audit is not None
-        return RowDataset(rows, self.objective, self.tokenizer, self.seed, audit)
+        given = rows, self.objective, self.tokenizer, self.seed, self.audit is not None
+        if self.layout == "sentence_pairs":
+            from ptft_lightning.data.pair_rows import PairDataset
+
+            return PairDataset(*given)
+        return RowDataset(*given)
 
     def train_dataloader(self) -> BatchLoader:
         """Endless training micro-batches."""

@@ -29,7 +29,8 @@ class Shard:
     """UTF-8 bytes of the text, without control tokens: what bits-per-byte divides by."""
     checksum: str
     rows: dict[str, int] | None = None
-    """Rows in layout `documents` by their length, where they were counted."""
+    """Where they were counted: rows in layout `documents` by their length and, for layout
+    `sentence_pairs`, what `row_counts` notes."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,16 @@ class Manifest:
         return found
 
     @property
+    def splitter(self) -> str | None:
+        """What found the sentences whose starts are noted; None where none are."""
+        found: str | None = self.plan.get("splitter")
+        return found
+
+    @property
     def arrays(self) -> tuple[str, ...]:
         """The kinds of files of each shard."""
-        return ("tokens", "ends") if self.segmenter is None else ("tokens", "ends", "words")
+        words = () if self.segmenter is None else ("words",)
+        return ("tokens", "ends", *words, *(("sentences",) if self.splitter else ()))
 
     @cached_property
     def fingerprint(self) -> str:

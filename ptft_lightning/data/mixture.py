@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
+from typing import Any, cast
 
 import numpy as np
 
@@ -123,6 +124,10 @@ class MixedRows(Rows):
         """See `Rows`."""
         (words,) = self._gather(numbers, lambda rows, own: rows.read_words(own)[:, None], 1)
         return words
+
+    def read_pairs(self, numbers: Numbers) -> list[Ids]:
+        """See `PairRows`, which the sources are."""
+        return self._gather(numbers, lambda rows, own: np.stack(cast(Any, rows).read_pairs(own), 1), 4)
 
     def _gather(
         self, numbers: Numbers, read: Callable[[Rows, Numbers], Ids], kinds: int

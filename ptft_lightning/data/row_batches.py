@@ -22,6 +22,8 @@ class RowMaker(Protocol):
 
     whole_words: bool
     """Whether it needs to know where words start."""
+    pairs: str | None
+    """Which pairs of sentences it learns from, if it does: `next` or `order`."""
 
     def make(
         self,

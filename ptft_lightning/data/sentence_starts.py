@@ -1,0 +1,64 @@
+"""Which tokens begin a sentence, by sentencex; knows no files.
+
+Its English rules know the stops of Chinese, Japanese and other scripts, too, and take one text in
+several languages. A line break ends a sentence. A token belongs to the sentence of its first
+character that is not a space.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from ptft_lightning.data.token_store import Flags
+from ptft_lightning.data.tokenizer import Tokenizer, Traced
+from ptft_lightning.data.word_starts import skip_spaces
+from ptft_lightning.errors import UserError
+
+RULES = "en"
+
+
+def splitter(tokenizer: Tokenizer) -> str:
+    """Name, version and rules of what finds sentences, for the plan of a store.
+
+    Raises:
+        UserError: it is not installed, or the tokenizer cannot frame pairs of sentences.
+    """
+    check_frame(tokenizer)
+    _sentencex()
+    return f"sentencex {version('sentencex')} {RULES}"
+
+
+def check_frame(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer without the tokens that a pair of sentences stands between."""
+    if tokenizer.begin is None or tokenizer.end is None:
+        raise UserError(
+            "pairs of sentences stand between a begin and an end token, and the tokenizer lacks "
+            "one of them ([CLS] and [SEP], or <s> and </s>): train one with "
+            "`ptft_lightning tokenizer`"
+        )
+
+
+def _sentencex() -> Any:
+    try:
+        import sentencex
+    except ImportError as error:
+        raise UserError(
+            "sentences are found by sentencex: pip install 'ptft-lightning[sentences]'"
+        ) from error
+    return sentencex
+
+
+def sentence_starts(traced: Traced) -> Flags:
+    """A token begins a sentence where that of its first character is not the last token's."""
+    if not traced.ids:
+        return np.zeros(0, np.bool_)
+    pieces: list[str] = _sentencex().segment(RULES, traced.text)
+    # Blank pieces, such as empty lines, go with the sentence before.
+    begins = np.cumsum([bool(piece.strip()) for piece in pieces])
+    sentence = np.repeat(begins, [len(piece) for piece in pieces])
+    points = np.frombuffer(traced.text.encode("utf-32-le"), np.uint32)
+    own = np.maximum.accumulate(sentence[skip_spaces(points, traced.spans)])
+    return np.concatenate([[True], own[1:] != own[:-1]])
