@@ -190,7 +190,7 @@ class CorpusDataModule(PhaseData):
         if self.layout == "sentence_pairs":
             from ptft_lightning.data.pair_rows import tell_alone
 
-            tell_alone([self.train_rows, self.validation_rows])
+            tell_alone(self.train_rows, self.validation_rows)
         if self.replay:
             from ptft_lightning.data.mixture import mix_rows
 
@@ -233,6 +233,7 @@ class CorpusDataModule(PhaseData):
         if self.layout == "sentence_pairs":
             from ptft_lightning.data.pair_rows import PairRows
 
+            assert self.objective.pairs is not None, "preflight comes before"
             pairs = self.objective.pairs, self.length, self.tokenizer
             return PairRows(opened, *pairs, *order, shuffle=split == "train")
         shape = self.layout, self.length, self.tokenizer.pad

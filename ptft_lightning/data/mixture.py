@@ -127,7 +127,11 @@ class MixedRows(Rows):
 
     def read_pairs(self, numbers: Numbers) -> list[Ids]:
         """See `PairRows`, which the sources are."""
-        return self._gather(numbers, lambda rows, own: np.stack(cast(Any, rows).read_pairs(own), 1), 4)
+
+        def read(rows: Rows, own: Numbers) -> Ids:
+            return np.stack(cast(Any, rows).read_pairs(own), 1)
+
+        return self._gather(numbers, read, 4)
 
     def _gather(
         self, numbers: Numbers, read: Callable[[Rows, Numbers], Ids], kinds: int

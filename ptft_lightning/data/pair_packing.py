@@ -8,6 +8,7 @@ it is cut, so that the rows of a shard are a function of its sentences and of th
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ def pack_pairs(starts: Flags, ends: Index, length: int) -> PairRuns:
     edges = np.flatnonzero(np.diff(sentences.document, prepend=-1, append=-1)).tolist()
     begins, stops = sentences.begins.tolist(), sentences.stops.tolist()
     first, stop, alone = list[int](), list[int](), 0
-    for at, end in zip(edges, edges[1:], strict=False):
+    for at, end in pairwise(edges):
         if end - at == 1:
             alone += 1
             continue

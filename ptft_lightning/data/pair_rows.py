@@ -113,12 +113,16 @@ class PairRows(Rows):
         out = PairArrays(
             np.full(shape, 1 if words else self.pad), *(np.zeros(shape, np.int64) for _ in range(3))
         )
-        frame = (1, 1) if words else (cast(int, self.tokenizer.begin), cast(int, self.tokenizer.end))
+        frame = (
+            (1, 1) if words else (cast(int, self.tokenizer.begin), cast(int, self.tokenizer.end))
+        )
         stream = self.store.words if words else self.store.tokens
         real = np.flatnonzero(numbers >= 0)
         shards, rows = self.order.place(numbers[real])
         found = [self._find(shard) for shard in shards.tolist()]
-        spans = [r.rows[row : row + 2].tolist() for r, row in zip(found, rows.tolist(), strict=True)]
+        spans = [
+            r.rows[row : row + 2].tolist() for r, row in zip(found, rows.tolist(), strict=True)
+        ]
         most = max((stop - first for first, stop in spans), default=0)
         drawn = random_words(self.seed, "pairs", numbers[real], WORDS * most)
         for n, at in enumerate(real.tolist()):
@@ -197,15 +201,17 @@ class PairDataset(RowDataset):
         targets |= maker.judge(pairs.labels[:, :-1], max(1, tokens.shape[1] // SHORTEST))
         hashes = None
         if self.audit:
-            hashes = hash_rows([tokens, documents, segments, *(targets[k] for k in sorted(targets))])
+            hashes = hash_rows(
+                [tokens, documents, segments, *(targets[k] for k in sorted(targets))]
+            )
         return build_batch(
             tokens, documents, slots.numbers, targets, slots.step_samples, segments, hashes
         )
 
 
-def tell_alone(splits: list[PairRows]) -> None:
+def tell_alone(*splits: Rows) -> None:
     """Say how many documents make no pair."""
-    alone = sum(rows.alone for rows in splits)
+    alone = sum(cast(PairRows, rows).alone for rows in splits)
     total = sum(shard.documents for rows in splits for shard in rows.store.shards)
     if alone:
         say(

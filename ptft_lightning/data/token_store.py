@@ -48,12 +48,12 @@ def write_shard(
     tokens: Ids,
     ends: Ids,
     text_bytes: int,
-    marks: Marks,
+    marks: Marks | None = None,
 ) -> Shard:
     """Write one shard's files and return its entry in the manifest."""
     digest = hashlib.sha256()
     arrays = {"tokens": tokens, "ends": ends}
-    arrays |= {kind: np.packbits(flags) for kind, flags in marks.items()}
+    arrays |= {kind: np.packbits(flags) for kind, flags in (marks or {}).items()}
     for kind, array in arrays.items():
         content = _npy_bytes(array)
         digest.update(content)

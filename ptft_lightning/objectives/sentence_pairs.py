@@ -131,48 +131,55 @@ class SentenceOrder(_SentencePairs):
     pairs: Literal["next", "order"] | None = "order"
 
 
-class PairHead(PretrainHead):
-    """Two classes from the first token of each pair."""
+class _Judge(nn.Module):
+    """The part that judges pairs: two classes from the first token of each."""
+
+    pooler: nn.Linear
+    classifier: nn.Linear
+
+    def add_judge(self, backbone: Backbone) -> None:
+        self.pooler = nn.Linear(backbone.dim, backbone.dim, bias=backbone.bias)
+        self.classifier = nn.Linear(backbone.dim, 2)
+
+    def pair_logits(self, first: Tensor) -> Tensor:
+        """(..., dim) hidden states of first tokens -> (..., 2) logits in float32."""
+        out: Tensor = self.classifier(torch.tanh(self.pooler(first))).float()
+        return out
+
+    def judge(self, hidden: Tensor, batch: Batch) -> Output:
+        """(B, T, dim) hidden states -> the `pair` term over B*P places."""
+        first, labels = batch.targets["first"], batch.targets["pair"]
+        states = torch.gather(hidden, 1, first[..., None].expand(-1, -1, hidden.shape[-1]))
+        logits = self.pair_logits(states)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
+        )
+        term = token_term(losses.view_as(labels), labels, "example")
+        right = ((logits.argmax(-1) == labels) & (labels != IGNORE)).sum()
+        return Output({TERM: term}, {f"{TERM}_accuracy": right})
+
+
+class PairHead(_Judge, PretrainHead):
+    """Pairs alone."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.pooler = nn.Linear(backbone.dim, backbone.dim, bias=backbone.bias)
-        self.classifier = nn.Linear(backbone.dim, 2)
+        self.add_judge(backbone)
 
     def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
-        """(B, T, dim) hidden states -> the `pair` term over B*P places."""
-        return judge_pairs(self.pooler, self.classifier, hidden, batch)
+        """See `_Judge.judge`."""
+        return self.judge(hidden, batch)
 
 
-class MaskedPairHead(MaskedHead):
-    """The same beside the vocabulary logits of masked LM, whose tensors keep their names."""
+class MaskedPairHead(_Judge, MaskedHead):
+    """Pairs beside masked LM; the tensors of each keep the names they have alone."""
 
     def __init__(self, backbone: Backbone, tied: bool, loss_mean: LossMean) -> None:
         super().__init__(backbone, tied, loss_mean)
-        self.pooler = nn.Linear(backbone.dim, backbone.dim, bias=backbone.bias)
-        self.classifier = nn.Linear(backbone.dim, 2)
+        self.add_judge(backbone)
 
     def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
         """(B, T, dim) hidden states -> the `masked` and the `pair` term."""
-        masked = super().forward(hidden, batch, embedding)
-        pairs = judge_pairs(self.pooler, self.classifier, hidden, batch)
+        masked = MaskedHead.forward(self, hidden, batch, embedding)
+        pairs = self.judge(hidden, batch)
         return Output(masked.terms | pairs.terms, masked.sums | pairs.sums)
-
-
-def pair_logits(pooler: nn.Module, classifier: nn.Module, first: Tensor) -> Tensor:
-    """(..., dim) hidden states of first tokens -> (..., 2) logits in float32."""
-    out: Tensor = classifier(torch.tanh(pooler(first))).float()
-    return out
-
-
-def judge_pairs(pooler: nn.Module, classifier: nn.Module, hidden: Tensor, batch: Batch) -> Output:
-    """The `pair` term and how many pairs are judged rightly."""
-    first, labels = batch.targets["first"], batch.targets["pair"]
-    states = torch.gather(hidden, 1, first[..., None].expand(-1, -1, hidden.shape[-1]))
-    logits = pair_logits(pooler, classifier, states)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
-    )
-    term = token_term(losses.view_as(labels), labels, "example")
-    right = ((logits.argmax(-1) == labels) & (labels != IGNORE)).sum()
-    return Output({TERM: term}, {f"{TERM}_accuracy": right})
