@@ -81,7 +81,7 @@ LEAVES = (
     *("data/overlap.py", "commands/extend.py", "commands/overlap.py"),
     *("commands/extract.py", "commands/exclusive.py"),
     *("data/marks.py", "data/sentence_starts.py", "data/pair_packing.py", "data/pair_rows.py"),
-    "objectives/sentence_pairs.py",
+    *("handoff/pair_checks.py", "objectives/sentence_pairs.py"),
 )
 CORE_CODE_LINES = 5950  # 3,000 was the aim
 FILE_LINES = 300

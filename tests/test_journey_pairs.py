@@ -134,7 +134,8 @@ def test_resumed_with_other_workers_and_micro_batches(
 
 def test_two_ranks_read_the_same_pairs(undisturbed, pair_store, tokenizer, tmp_path):
     options = paired(tmp_path / "two", pair_store, tokenizer)
-    run = finish(launch(words("fit", options | {"trainer.devices": 2, "trainer.strategy": "ddp"})))
+    two = {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    run = finish(launch(words("fit", options | two)), timeout=240)
     assert run.code == 0, run.err
     assert read_audit(tmp_path / "two") == read_audit(undisturbed["NextSentence"])
     mine, theirs = weights(tmp_path / "two"), weights(undisturbed["NextSentence"])
@@ -227,9 +228,7 @@ def test_heads_that_share_masked_lm_begin_with_it(undisturbed, pair_store, token
     assert_same_weights(tmp_path / "same", undisturbed["NextSentence"])
 
 
-def test_a_next_sentence_model_goes_to_transformers_and_back(
-    file, pair_store, tokenizer, tmp_path
-):
+def test_a_next_sentence_model_goes_to_transformers_and_back(file, pair_store, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     bert = {"positions": "learned", "norm_first": False, "embedding_norm": True, "norm_eps": 1e-12}
     options = paired(tmp_path / "run", pair_store, tokenizer, trainer__max_steps=2)

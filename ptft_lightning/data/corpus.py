@@ -138,11 +138,6 @@ class CorpusDataModule(PhaseData):
             return self.word_starts
         return read_manifest(self.store).segmenter is not None
 
-    @property
-    def has_sentences(self) -> bool:
-        """Whether the store says where sentences start, or will."""
-        return not has_manifest(self.store) or read_manifest(self.store).splitter is not None
-
     def _prepare(self) -> None:
         if not self.files:
             raise UserError(f"no token store at '{self.store}' and no data.files to make it from")
@@ -229,15 +224,13 @@ class CorpusDataModule(PhaseData):
 
     def rows_of(self, store: str, split: str) -> Rows:
         """The rows of one split of a store."""
-        opened, order = TokenStore(store, split, self.cache), (self.seed, self.window)
+        opened = TokenStore(store, split, self.cache)
+        order = self.seed, self.window, split == "train"
         if self.layout == "sentence_pairs":
             from ptft_lightning.data.pair_rows import PairRows
 
-            assert self.objective.pairs is not None, "preflight comes before"
-            pairs = self.objective.pairs, self.length, self.tokenizer
-            return PairRows(opened, *pairs, *order, shuffle=split == "train")
-        shape = self.layout, self.length, self.tokenizer.pad
-        return Rows(opened, *shape, *order, shuffle=split == "train")
+            return PairRows(opened, self.objective.pairs, self.length, self.tokenizer, *order)
+        return Rows(opened, self.layout, self.length, self.tokenizer.pad, *order)
 
     @property
     def predicted_per_byte(self) -> float | None:

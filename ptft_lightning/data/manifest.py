@@ -59,16 +59,10 @@ class Manifest:
         return found
 
     @property
-    def splitter(self) -> str | None:
-        """What found the sentences whose starts are noted; None where none are."""
-        found: str | None = self.plan.get("splitter")
-        return found
-
-    @property
     def arrays(self) -> tuple[str, ...]:
         """The kinds of files of each shard."""
         words = () if self.segmenter is None else ("words",)
-        return ("tokens", "ends", *words, *(("sentences",) if self.splitter else ()))
+        return ("tokens", "ends", *words, *(("sentences",) if self.plan.get("splitter") else ()))
 
     @cached_property
     def fingerprint(self) -> str:

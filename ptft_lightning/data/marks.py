@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptft_lightning.data.sentence_starts import sentence_starts
+from ptft_lightning.data.sentence_starts import sentence_starts, splitter
 from ptft_lightning.data.token_store import Marks
 from ptft_lightning.data.tokenizer import Tokenizer
-from ptft_lightning.data.word_starts import word_starts
+from ptft_lightning.data.word_starts import segmenter, word_starts
 
 FINDERS = {"words": word_starts, "sentences": sentence_starts}
+
+
+def finders(tokenizer: Tokenizer, words: bool, sentences: bool) -> dict[str, str | None]:
+    """What finds them, for the plan of a store.
+
+    Raises:
+        UserError: it is not installed, or the tokenizer cannot frame pairs of sentences.
+    """
+    return {
+        "segmenter": segmenter() if words else None,
+        "splitter": splitter(tokenizer) if sentences else None,
+    }
 
 
 def encode_marked(

@@ -57,13 +57,14 @@ class PairRows(Rows):
     def __init__(
         self,
         store: TokenStore,
-        kind: Pairs,
+        kind: Pairs | None,
         length: int,
         tokenizer: Tokenizer,
         seed: int,
         window: int,
         shuffle: bool,
     ) -> None:
+        assert kind is not None, "preflight comes before"
         self.kind, self.seed, self.tokenizer = kind, seed, tokenizer
         self._runs: dict[int, PairRuns] = {}  # the last one is the one used last
         self.alone = 0
@@ -87,7 +88,7 @@ class PairRows(Rows):
     def _find(self, shard: int) -> PairRuns:
         runs = self._runs.pop(shard, None)
         if runs is None:
-            starts = self.store.sentences(shard)[0 : self.store.shards[shard].tokens]
+            starts = self.store.marks(shard, "sentences")[0 : self.store.shards[shard].tokens]
             runs = pack_pairs(starts > 0, np.asarray(self.store.ends(shard)), self.length)
         self._runs[shard] = runs
         if len(self._runs) > max(KEPT, 2 * self.window):

@@ -100,8 +100,7 @@ def prepare_store(
         sizes=sizes or [text_size(file, column) for file in files],
         stored=[0 if file.startswith(HUB) else stored_size(file) for file in files],
         encoding=encoding,
-        segmenter=_segmenter() if word_starts else None,
-        splitter=_splitter(tokenizer) if sentences else None,
+        **_finders(tokenizer, word_starts, sentences),
     )
     for file in files:  # a wrong column is said before the directory belongs to this plan
         check_file(file, plan.reading)
@@ -165,16 +164,12 @@ def check_bad_share(manifest: Manifest, on_bad: OnBadDocument, limit: float) -> 
     bad.check_share(sum(shard.documents for shard in shards), limit)
 
 
-def _segmenter() -> str:
-    from ptft_lightning.data.word_starts import segmenter
+def _finders(tokenizer: Tokenizer, word_starts: bool, sentences: bool) -> dict[str, str | None]:
+    if not (word_starts or sentences):
+        return {}
+    from ptft_lightning.data.marks import finders
 
-    return segmenter()
-
-
-def _splitter(tokenizer: Tokenizer) -> str:
-    from ptft_lightning.data.sentence_starts import splitter
-
-    return splitter(tokenizer)
+    return finders(tokenizer, word_starts, sentences)
 
 
 def _claim(target: Path, plan: Plan) -> None:

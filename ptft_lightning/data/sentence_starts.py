@@ -19,7 +19,8 @@ from ptft_lightning.data.word_starts import skip_spaces
 from ptft_lightning.errors import UserError
 
 RULES = "en"
-# sentencex 1.0.32 panics where white space beyond ASCII stands between an initial and a stop ("J\u3000.").
+# sentencex 1.0.32 panics where white space beyond ASCII stands between an initial and a stop
+# ("J\u3000.").
 PLAIN = {code: " " for code in range(0x80, 0x10000) if chr(code).isspace()}
 LINE = re.compile(r"^.*\S.*$", re.MULTILINE)
 

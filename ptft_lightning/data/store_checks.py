@@ -51,7 +51,7 @@ def check_stores(data: CorpusDataModule) -> None:
 
 def _check_store(store: str, tokenizer: Tokenizer, word_starts: bool, sentences: bool) -> None:
     manifest = read_manifest(store)
-    if sentences and manifest.splitter is None:
+    if sentences and "sentences" not in manifest.arrays:
         raise UserError(
             f"token store '{store}' was made without sentence starts: prepare it again into "
             "another directory with --sentences true"

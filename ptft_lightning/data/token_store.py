@@ -114,13 +114,10 @@ class TokenStore:
 
     def words(self, shard: int) -> PackedBits:
         """For each token of a shard, whether it begins a word; only where the store has them."""
-        return self._bits(shard, "words")
+        return self.marks(shard, "words")
 
-    def sentences(self, shard: int) -> PackedBits:
-        """The same of sentences."""
-        return self._bits(shard, "sentences")
-
-    def _bits(self, shard: int, kind: str) -> PackedBits:
+    def marks(self, shard: int, kind: str) -> PackedBits:
+        """For each token of a shard, whether it begins one of `words` or `sentences`."""
         packed = self._open(shard)[self.manifest.arrays.index(kind)]
         return PackedBits(packed, self.shards[shard].tokens)
 

@@ -85,32 +85,6 @@ class Preflight:
                 f"'{data.store}' has none: prepare the text with word_starts true into another one"
             )
 
-    def pairs(self, objective: str, wanted: bool, data: CorpusDataModule, types: int) -> None:
-        """Objectives that learn from pairs of sentences, and what only they can use."""
-        layout = f"data.layout is '{data.layout}'"
-        if not wanted and data.layout == "sentence_pairs":
-            self.problems.append(
-                f"{layout}, objective '{objective}' does not learn from pairs: set data.layout "
-                "documents, or take NextSentence or SentenceOrder"
-            )
-        if not wanted:
-            return
-        if data.layout != "sentence_pairs":
-            self.problems.append(
-                f"objective '{objective}' learns from pairs of sentences, {layout}: set "
-                "data.layout sentence_pairs"
-            )
-        elif not data.has_sentences:
-            self.problems.append(
-                f"data.layout sentence_pairs needs sentence starts, and the token store "
-                f"'{data.store}' has none: prepare the text with --sentences true into another one"
-            )
-        if types < 2:
-            self.problems.append(
-                f"objective '{objective}' tells A from B by token types, the backbone has {types}: "
-                "set model.backbone.token_types 2"
-            )
-
     def phase(self, bundle: Bundle, allowed: tuple[str, ...], module: str) -> None:
         """A bundle must be of a phase this module starts from."""
         found = bundle.config["phase"]

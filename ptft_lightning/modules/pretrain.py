@@ -75,8 +75,10 @@ class PretrainModule(PhaseModule):
             "data.length", cast(CorpusDataModule, data).length, shape["config"]["max_length"]
         )
         check.word_starts(self.objective.whole_words, cast(CorpusDataModule, data))
-        wanted, types = self.objective.pairs is not None, shape["config"].get("token_types", 0)
-        check.pairs(self.objective.name, wanted, cast(CorpusDataModule, data), types)
+        from ptft_lightning.handoff.pair_checks import pair_problems  # a leaf
+
+        types = shape["config"].get("token_types", 0)
+        check.problems += pair_problems(self.objective, cast(CorpusDataModule, data), types)
         causal = shape["config"]["causal"]
         given = self.bundle is not None
         check.causality(self.objective.name, self.objective.causal, causal, given)

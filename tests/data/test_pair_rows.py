@@ -249,12 +249,10 @@ def test_rows_are_counted_beforehand_and_what_is_left_out_is_told(
     known = [dict(shard.rows or {}) for shard in store.shards]
     for length in (LENGTH, 128):
         kept = rows_of(tmp_path / "s", bpe, "next", length)
-        for shard in store.shards:
-            assert shard.rows is not None
-        found = [
-            pack_pairs(store.sentences(n)[0 : s.tokens] > 0, np.asarray(store.ends(n)), length)
-            for n, s in enumerate(store.shards)
-        ]
+        found = []
+        for number, shard in enumerate(store.shards):
+            starts = store.marks(number, "sentences")[0 : shard.tokens] > 0
+            found.append(pack_pairs(starts, np.asarray(store.ends(number)), length))
         assert [k[f"sentence_pairs {length}"] for k in known] == [len(f.rows) - 1 for f in found]
         assert kept.alone == sum(f.alone for f in found) == sum(k[f"alone {length}"] for k in known)
     told = capsys.readouterr().out

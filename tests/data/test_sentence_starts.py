@@ -99,11 +99,10 @@ def test_words_and_sentences_in_one_store(
     store = TokenStore(tmp_path, "train")
     store.verify()
     assert store.manifest.arrays == ("tokens", "ends", "words", "sentences")
-    assert store.manifest.splitter is not None
-    assert store.manifest.splitter.startswith("sentencex ")
+    assert store.manifest.plan["splitter"].startswith("sentencex ")
     found: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
     for number, shard in enumerate(store.shards):
-        words, sentences = store.words(number), store.sentences(number)
+        words, sentences = store.words(number), store.marks(number, "sentences")
         ends = np.asarray(store.ends(number)).tolist()
         for start, end in zip([0, *ends], ends, strict=False):
             ids = tuple(store.tokens(number)[start:end].tolist())
