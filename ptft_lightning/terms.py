@@ -56,7 +56,8 @@ class Output:
 
     terms: dict[str, Term]
     sums: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars to be added up and divided by the first term's count (such as right answers)."""
+    """Scalars to be added up and divided by the first term's count (such as right answers), or by
+    that of the term they are named after: `pair_accuracy` by that of `pair`."""
     scores: Tensor | None = None
     """(N, ...) what is said of each sample, such as the logits of classes, for a task's metrics and
     predictions."""

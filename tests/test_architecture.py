@@ -85,6 +85,8 @@ LEAVES = (
     *("data/vocabulary_growth.py", "handoff/vocabulary.py", "handoff/continuing.py"),
     *("data/overlap.py", "commands/extend.py", "commands/overlap.py"),
     *("commands/extract.py", "commands/exclusive.py"),
+    *("data/marks.py", "data/sentence_starts.py", "data/pair_packing.py", "data/pair_rows.py"),
+    *("handoff/pair_checks.py", "objectives/sentence_pairs.py"),
 )
 CORE_CODE_LINES = 6100  # 3,000 was the aim
 FILE_LINES = 300

@@ -11,7 +11,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from ptft_lightning import tasks, tuning
+from ptft_lightning import objectives, tasks, tuning
 from ptft_lightning.commands.mistakes import Context, ParserError, buried, explain, read_configs
 from ptft_lightning.commands.runs import config_files
 from ptft_lightning.data.module import PhaseData
@@ -32,8 +32,8 @@ BASES: dict[str, type] = {
 
 
 def import_parts() -> None:
-    """Every task and tuning, so that their short names are known."""
-    for package in (tasks, tuning):
+    """Every objective, task and tuning, so that their short names are known."""
+    for package in (objectives, tasks, tuning):
         for part in iter_modules(package.__path__, f"{package.__name__}."):
             import_module(part.name)
 

@@ -24,6 +24,7 @@ def prepare(
     on_bad_document: OnBadDocument = "skip",
     max_bad_share: float = MAX_BAD_SHARE,
     word_starts: bool = False,
+    sentences: bool = False,
     lengths: list[int] | None = None,
 ) -> None:
     """Tokenize text files into a token store. A call that was killed goes on where it stopped.
@@ -41,8 +42,9 @@ def prepare(
         on_bad_document: Count documents that cannot be read and leave them out, or stop at one.
         max_bad_share: Refuse a corpus of which a larger share cannot be read.
         word_starts: Note where words start, for MaskedLM's whole_words (extra `zh`).
-        lengths: Count the rows of so many tokens in layout `documents`; a store that is read from
-            a URL in that layout needs it.
+        sentences: Note where sentences start, for layout `sentence_pairs` (extra `sentences`).
+        lengths: Count the rows of so many tokens in layouts `documents` and `sentence_pairs`; a
+            store that is read from a URL in one of these needs it.
     """
     manifest = prepare_store(
         files,
@@ -56,12 +58,16 @@ def prepare(
         on_bad_document=on_bad_document,
         max_bad_share=max_bad_share,
         word_starts=word_starts,
+        sentences=sentences,
         lengths=lengths,
     )
     for split in ("train", "validation"):
         shards = getattr(manifest, split)
         documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
         print(f"{split}: {documents} documents, {tokens} tokens in {len(shards)} shards")
+        for n in lengths or [] if sentences else []:
+            alone = sum(s.rows[f"alone {n}"] for s in shards)
+            print(f"  {alone} of one sentence make no pair in rows of {n} tokens")
     if manifest.bad_documents:
         kinds = by_kind(manifest.bad_kinds)
         print(f"{manifest.bad_documents} documents could not be read: {kinds}", file=sys.stderr)

@@ -16,8 +16,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 # Named on the command line without their modules; also what short class names resolve to.
-import ptft_lightning.objectives.causal
-import ptft_lightning.objectives.masked  # noqa: F401
 from ptft_lightning.commands.measures import keep_measures
 from ptft_lightning.commands.mistakes import one_line
 from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig, import_parts

@@ -44,7 +44,8 @@ class CorpusDataModule(PhaseData):
         on_bad_document: Count documents that cannot be read and leave them out, or stop at one.
         max_bad_share: Refuse a corpus of which a larger share cannot be read.
         layout: `blocks` cuts the text every `length` tokens; `documents` keeps documents whole
-            and packs them.
+            and packs them; `sentence_pairs` packs pairs of neighbouring sentences, for
+            NextSentence and SentenceOrder (a new store notes where sentences start).
         length: Tokens in a row.
         global_batch_size: Rows per optimizer step, over all ranks.
         micro_batch_size: Rows computed at once on one rank.
@@ -102,6 +103,10 @@ class CorpusDataModule(PhaseData):
         self.prefetch: Prefetch | None = None
         if length < 2:
             raise UserError(f"data.length is {length}: a row needs at least 2 tokens")
+        if layout == "sentence_pairs":
+            from ptft_lightning.data.pair_rows import check_length
+
+            check_length(length)
         if window < 1:
             raise UserError(f"data.window is {window}: rows are mixed among 1 shard or more")
 
@@ -147,7 +152,8 @@ class CorpusDataModule(PhaseData):
             on_bad_document=self.on_bad_document,
             max_bad_share=self.max_bad_share,
             word_starts=self.word_starts,
-            lengths=[self.length] if self.layout == "documents" else None,
+            sentences=self.layout == "sentence_pairs",
+            lengths=None if self.layout == "blocks" else [self.length],
             sizes=sizes,
         )
 
@@ -172,6 +178,10 @@ class CorpusDataModule(PhaseData):
         rows = {name: self.rows_of(at, "train") for name, at in self.stores.items()}
         self.train_rows = next(iter(rows.values()))
         self.validation_rows = self.rows_of(self.store, "validation")
+        if self.layout == "sentence_pairs":
+            from ptft_lightning.data.pair_rows import tell_alone
+
+            tell_alone(self.train_rows, self.validation_rows)
         if self.mixture is not None and stage == "fit":
             from ptft_lightning.data.mixture import begin  # a leaf
 
@@ -226,15 +236,13 @@ class CorpusDataModule(PhaseData):
 
     def rows_of(self, store: str, split: str) -> Rows:
         """The rows of one split of a store."""
-        return Rows(
-            TokenStore(store, split, self.cache),
-            self.layout,
-            self.length,
-            self.tokenizer.pad,
-            self.seed,
-            self.window,
-            shuffle=split == "train",
-        )
+        opened = TokenStore(store, split, self.cache)
+        order = self.seed, self.window, split == "train"
+        if self.layout == "sentence_pairs":
+            from ptft_lightning.data.pair_rows import PairRows
+
+            return PairRows(opened, self.objective.pairs, self.length, self.tokenizer, *order)
+        return Rows(opened, self.layout, self.length, self.tokenizer.pad, *order)
 
     @property
     def predicted_per_byte(self) -> float | None:
@@ -279,8 +287,12 @@ class CorpusDataModule(PhaseData):
         return [] if self.mixture is None else list(self.stores)
 
     def _dataset(self, rows: Rows) -> RowDataset:
-        audit = self.audit is not None
-        return RowDataset(rows, self.objective, self.tokenizer, self.seed, audit)
+        given = rows, self.objective, self.tokenizer, self.seed, self.audit is not None
+        if self.layout == "sentence_pairs":
+            from ptft_lightning.data.pair_rows import PairDataset
+
+            return PairDataset(*given)
+        return RowDataset(*given)
 
     def train_dataloader(self) -> BatchLoader:
         """Endless training micro-batches."""

@@ -29,7 +29,8 @@ class Shard:
     """UTF-8 bytes of the text, without control tokens: what bits-per-byte divides by."""
     checksum: str
     rows: dict[str, int] | None = None
-    """Rows in layout `documents` by their length, where they were counted."""
+    """Where they were counted: rows in layout `documents` by their length and, for layout
+    `sentence_pairs`, what `row_counts` notes."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Manifest:
     @property
     def arrays(self) -> tuple[str, ...]:
         """The kinds of files of each shard."""
-        return ("tokens", "ends") if self.segmenter is None else ("tokens", "ends", "words")
+        words = () if self.segmenter is None else ("words",)
+        return ("tokens", "ends", *words, *(("sentences",) if self.plan.get("splitter") else ()))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -167,6 +167,14 @@ class MixedRows(Rows):
         """See `Rows`."""
         (words,) = self._gather(numbers, lambda rows, own: rows.read_words(own)[:, None], 1)
         return words
+
+    def read_pairs(self, numbers: Numbers) -> list[Ids]:
+        """See `PairRows`, which the sources are."""
+
+        def read(rows: Rows, own: Numbers) -> Ids:
+            return np.stack(cast(Any, rows).read_pairs(own), 1)
+
+        return self._gather(numbers, read, 4)
 
     def _gather(
         self, numbers: Numbers, read: Callable[[Rows, Numbers], Ids], kinds: int

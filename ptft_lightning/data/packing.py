@@ -1,7 +1,8 @@
 """Documents -> rows without waste: where the tokens of each row lie; knows no files and no models.
 
-Two layouts, both of rows of T tokens: `blocks` cuts the stream of a shard every T tokens, whatever
-begins or ends there; `documents` keeps documents whole (longer ones are cut), packed best-fit.
+Layouts of rows of T tokens: `blocks` cuts the stream of a shard every T tokens, whatever begins or
+ends there; `documents` keeps documents whole (longer ones are cut), packed best-fit;
+`sentence_pairs` frames neighbouring sentences as pairs (`pair_packing`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-Layout = Literal["blocks", "documents"]
+Layout = Literal["blocks", "documents", "sentence_pairs"]
 Index = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.integer[Any]]
 

@@ -32,6 +32,14 @@ class Plan:
     encoding: Encoding = "utf-8"
     segmenter: str | None = None
     """What finds the words whose starts are noted; None where none are."""
+    splitter: str | None = None
+    """What finds the sentences whose starts are noted; None where none are."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What is noted of each token."""
+        found = {"words": self.segmenter, "sentences": self.splitter}
+        return tuple(kind for kind, by in found.items() if by is not None)
 
     @property
     def reading(self) -> Reading:

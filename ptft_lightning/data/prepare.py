@@ -46,7 +46,7 @@ from ptft_lightning.data.plan import (
 )
 from ptft_lightning.data.sources import HUB, expand_sources
 from ptft_lightning.data.streams import is_url, stored_size
-from ptft_lightning.data.token_store import Flags, Ids, write_shard
+from ptft_lightning.data.token_store import Flags, Ids, Marks, write_shard
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
@@ -73,12 +73,14 @@ def prepare_store(
     on_bad_document: OnBadDocument = "skip",
     max_bad_share: float = MAX_BAD_SHARE,
     word_starts: bool = False,
+    sentences: bool = False,
     lengths: list[int] | None = None,
     sizes: list[int] | None = None,
 ) -> Manifest:
     """Tokenize `files` into a token store at `directory`; continue where a killed call stopped.
 
-    Rows of `lengths` tokens in layout `documents` are counted, so that they need not be later.
+    Rows of `lengths` tokens in layouts `documents` and, with `sentences`, `sentence_pairs` are
+    counted, so that they need not be later.
     `files` may also be globs, folders, URLs and hub data sets; `sizes` are their bytes of text,
     where they were counted already.
 
@@ -98,7 +100,7 @@ def prepare_store(
         sizes=sizes or [text_size(file, column) for file in files],
         stored=[0 if file.startswith(HUB) else stored_size(file) for file in files],
         encoding=encoding,
-        segmenter=_segmenter() if word_starts else None,
+        **_finders(tokenizer, word_starts, sentences),
     )
     for file in files:  # a wrong column is said before the directory belongs to this plan
         check_file(file, plan.reading)
@@ -162,10 +164,12 @@ def check_bad_share(manifest: Manifest, on_bad: OnBadDocument, limit: float) -> 
     bad.check_share(sum(shard.documents for shard in shards), limit)
 
 
-def _segmenter() -> str:
-    from ptft_lightning.data.word_starts import segmenter
+def _finders(tokenizer: Tokenizer, word_starts: bool, sentences: bool) -> dict[str, str | None]:
+    if not (word_starts or sentences):
+        return {}
+    from ptft_lightning.data.marks import finders
 
-    return segmenter()
+    return finders(tokenizer, word_starts, sentences)
 
 
 def _claim(target: Path, plan: Plan) -> None:
@@ -200,14 +204,13 @@ def _make_shard(
     progress: ByteProgress,
 ) -> None:
     encode = _encoder(tokenizer, plan)
-    parts = {split: _Part(tokenizer) for split in SPLITS}
+    parts = {split: _Part(tokenizer, plan.marks) for split in SPLITS}
     for batch in _batches(documents):
-        for document, (ids, starts) in zip(batch, encode(batch), strict=True):
+        for document, (ids, marks) in zip(batch, encode(batch), strict=True):
             split = "validation" if held_out(document, plan.held_out) else "train"
-            parts[split].add(tokenizer.frame(ids), len(document.encode()), starts)
+            parts[split].add(tokenizer.frame(ids), len(document.encode()), marks)
         progress.advance(sum(len(d.encode()) for d in batch))
-    with_words = plan.segmenter is not None
-    shards = {s: part.write(target, f"{s}-{number:05d}", with_words) for s, part in parts.items()}
+    shards = {s: part.write(target, f"{s}-{number:05d}") for s, part in parts.items()}
     receipt = {
         "bad": {"kinds": bad.kinds, "places": bad.places},
         "shards": {split: asdict(shard) for split, shard in shards.items()},
@@ -217,13 +220,13 @@ def _make_shard(
 
 def _encoder(
     tokenizer: Tokenizer, plan: Plan
-) -> Callable[[list[str]], list[tuple[list[int], Flags | None]]]:
-    """Texts to ids and, where the plan asks for them, flags of the framed document's words."""
-    if plan.segmenter is None:
-        return lambda texts: [(ids, None) for ids in tokenizer.encode(texts)]
-    from ptft_lightning.data.word_starts import encode_words
+) -> Callable[[list[str]], list[tuple[list[int], Marks]]]:
+    """Texts to ids and, where the plan asks for them, marks of the framed document's tokens."""
+    if not plan.marks:
+        return lambda texts: [(ids, {}) for ids in tokenizer.encode(texts)]
+    from ptft_lightning.data.marks import encode_marked
 
-    return lambda texts: [*encode_words(tokenizer, texts)]
+    return lambda texts: encode_marked(tokenizer, texts, plan.marks)
 
 
 def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
@@ -240,25 +243,26 @@ def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
 class _Part:
     """One split's share of a shard while it grows."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, marks: tuple[str, ...]) -> None:
         self.dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
         self.pieces: list[np.ndarray[Any, Any]] = []
         self.lengths: list[int] = []
-        self.words: list[Flags] = []  # none, or one for each document
+        self.marks: dict[str, list[Flags]] = {kind: [] for kind in marks}
         self.text_bytes = 0
 
-    def add(self, ids: list[int], text_bytes: int, starts: Flags | None) -> None:
+    def add(self, ids: list[int], text_bytes: int, marks: Marks) -> None:
         self.pieces.append(np.array(ids, self.dtype))
         self.lengths.append(len(ids))
         self.text_bytes += text_bytes
-        if starts is not None:
-            self.words.append(starts)
+        for kind, flags in marks.items():
+            self.marks[kind].append(flags)
 
-    def write(self, target: Path, name: str, with_words: bool) -> Shard:
+    def write(self, target: Path, name: str) -> Shard:
         tokens: Ids = np.concatenate([np.zeros(0, self.dtype), *self.pieces])
         ends = np.cumsum(np.array(self.lengths, np.int64), dtype=np.int64)
-        words = np.concatenate([np.zeros(0, np.bool_), *self.words]) if with_words else None
-        return write_shard(target, name, tokens, ends, self.text_bytes, words)
+        none = np.zeros(0, np.bool_)
+        marks = {kind: np.concatenate([none, *flags]) for kind, flags in self.marks.items()}
+        return write_shard(target, name, tokens, ends, self.text_bytes, marks)
 
 
 def _collect(target: Path, plan: Plan, tokenizer: Tokenizer) -> Manifest:

@@ -5,7 +5,7 @@ Objectives enter through `RowMaker`: the numpy half that turns rows into inputs 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch.utils.data import Dataset
 
@@ -22,6 +22,8 @@ class RowMaker(Protocol):
 
     whole_words: bool
     """Whether it needs to know where words start."""
+    pairs: Literal["next", "order"] | None
+    """Which pairs of sentences it learns from, if it does."""
 
     def make(
         self,

@@ -36,9 +36,9 @@ ABANDONED_S = 3600.0  # a download that has stood still for so long was killed
 def shard_bytes(manifest: Manifest, shard: Shard) -> int:
     """Size of a shard's files."""
     width = 2 if manifest.dtype == "uint16" else 4
-    words = -(-shard.tokens // 8) if "words" in manifest.arrays else 0
+    marks = (len(manifest.arrays) - 2) * -(-shard.tokens // 8)
     headers = NPY_HEADER * len(manifest.arrays)
-    return width * shard.tokens + 8 * shard.documents + words + headers
+    return width * shard.tokens + 8 * shard.documents + marks + headers
 
 
 def open_cache(url: str, manifest: Manifest, config: CacheConfig | None) -> ShardCache:

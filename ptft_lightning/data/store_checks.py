@@ -38,18 +38,24 @@ def check_plan(data: CorpusDataModule) -> None:
 
 
 def check_stores(data: CorpusDataModule) -> None:
-    """The store and those beside it hold this tokenizer's ids, and word starts where asked for.
+    """The store and those beside it hold this tokenizer's ids, and what is asked for.
 
     Raises:
         UserError: one does not, or is not there.
     """
-    _check_store(data.store, data.tokenizer, data.word_starts)
+    pairs = data.layout == "sentence_pairs"
+    _check_store(data.store, data.tokenizer, data.word_starts, pairs)
     for other in {*data.stores.values(), *data.validation_stores.values()} - {data.store}:
-        _check_store(other, data.tokenizer, data.objective.whole_words)
+        _check_store(other, data.tokenizer, data.objective.whole_words, pairs)
 
 
-def _check_store(store: str, tokenizer: Tokenizer, word_starts: bool) -> None:
+def _check_store(store: str, tokenizer: Tokenizer, word_starts: bool, sentences: bool) -> None:
     manifest = read_manifest(store)
+    if sentences and "sentences" not in manifest.arrays:
+        raise UserError(
+            f"token store '{store}' was made without sentence starts: prepare it again into "
+            "another directory with --sentences true"
+        )
     if word_starts and manifest.segmenter is None:
         raise UserError(
             f"token store '{store}' was made without word starts: prepare it again into "

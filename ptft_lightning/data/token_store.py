@@ -3,9 +3,9 @@
 A directory with `manifest.json` and, per shard, plain `.npy` files anyone can open with numpy:
 `train-00000.tokens.npy` (uint16, or uint32 when the vocabulary needs it),
 `train-00000.ends.npy` (int64, where each document ends) and, where asked for,
-`train-00000.words.npy` (for each token a bit, as numpy.packbits packs them, whether it begins a
-word). Shards are written to a temporary name, synced and renamed, so a name that exists is a whole
-file.
+`train-00000.words.npy` and `train-00000.sentences.npy` (for each token a bit, as numpy.packbits
+packs them, whether it begins a word, a sentence). Shards are written to a temporary name, synced
+and renamed, so a name that exists is a whole file.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MAPPED = 128
 Ids = npt.NDArray[np.integer[Any]]
 Flags = npt.NDArray[np.bool_]
+Marks = dict[str, Flags]  # what is noted of each token, by the name of its file
 
 
 def _npy_bytes(array: Ids) -> bytes:
@@ -47,13 +48,12 @@ def write_shard(
     tokens: Ids,
     ends: Ids,
     text_bytes: int,
-    words: Flags | None = None,
+    marks: Marks | None = None,
 ) -> Shard:
     """Write one shard's files and return its entry in the manifest."""
     digest = hashlib.sha256()
     arrays = {"tokens": tokens, "ends": ends}
-    if words is not None:
-        arrays["words"] = np.packbits(words)
+    arrays |= {kind: np.packbits(flags) for kind, flags in (marks or {}).items()}
     for kind, array in arrays.items():
         content = _npy_bytes(array)
         digest.update(content)
@@ -114,7 +114,12 @@ class TokenStore:
 
     def words(self, shard: int) -> PackedBits:
         """For each token of a shard, whether it begins a word; only where the store has them."""
-        return PackedBits(self._open(shard)[2], self.shards[shard].tokens)
+        return self.marks(shard, "words")
+
+    def marks(self, shard: int, kind: str) -> PackedBits:
+        """For each token of a shard, whether it begins one of `words` or `sentences`."""
+        packed = self._open(shard)[self.manifest.arrays.index(kind)]
+        return PackedBits(packed, self.shards[shard].tokens)
 
     def bring(self, shard: int) -> None:
         """Have a shard that is not here yet fetched, and keep one that is."""
@@ -161,8 +166,9 @@ class TokenStore:
 
     def _map(self, shard: Shard, folder: Path) -> list[Ids]:
         arrays = []
-        lengths = (shard.tokens, shard.documents, -(-shard.tokens // 8))
-        for kind, length in zip(self.manifest.arrays, lengths, strict=False):
+        lengths = {"tokens": shard.tokens, "ends": shard.documents}
+        for kind in self.manifest.arrays:
+            length = lengths.get(kind, -(-shard.tokens // 8))
             file = folder / f"{shard.name}.{kind}.npy"
             try:
                 array = np.load(file, mmap_mode="r", allow_pickle=False)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ptft_lightning.data.token_store import Flags
-from ptft_lightning.data.tokenizer import Tokenizer, Traced
+from ptft_lightning.data.tokenizer import Traced
 from ptft_lightning.errors import UserError
 
 # The blocks of CJK ideographs, first and last code point.
@@ -42,22 +42,12 @@ def _rjieba() -> Any:
     return rjieba
 
 
-def encode_words(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[list[int], Flags]]:
-    """For each text what `Tokenizer.encode` gives, and which ids of `Tokenizer.frame` of that
-    begin a word; the begin and the end token are words of their own."""
-    around = int(tokenizer.begin is not None), int(tokenizer.end is not None)
-    return [
-        (traced.ids, np.pad(_starts(traced), around, constant_values=True))
-        for traced in tokenizer.trace(texts)
-    ]
-
-
-def _starts(traced: Traced) -> Flags:
+def word_starts(traced: Traced) -> Flags:
     """A token begins a word where the word of its first character is not the last token's."""
     if not traced.ids:
         return np.zeros(0, np.bool_)
     points = np.frombuffer(traced.text.encode("utf-32-le"), np.uint32)
-    first = _skip_spaces(points, traced.spans)
+    first = skip_spaces(points, traced.spans)
     words = traced.words
     block = np.searchsorted(HAN[:, 0], points, side="right") - 1
     han = (block >= 0) & (points <= HAN[block, 1])
@@ -68,7 +58,7 @@ def _starts(traced: Traced) -> Flags:
     return np.concatenate([[True], words[1:] != words[:-1]])
 
 
-def _skip_spaces(points: npt.NDArray[np.uint32], spans: npt.NDArray[np.int64]) -> Any:
+def skip_spaces(points: npt.NDArray[np.uint32], spans: npt.NDArray[np.int64]) -> Any:
     """The first character of each span that is not a space; the span's first where all are."""
     index = np.arange(len(points))
     solid = np.minimum.accumulate(np.where(points == ord(" "), len(points), index)[::-1])[::-1]

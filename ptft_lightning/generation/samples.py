@@ -38,7 +38,7 @@ def filled(
 ) -> list[Line]:
     """The first rows, masked as for validation, their masks filled.
 
-    A row may pack several documents: its first one is shown.
+    A row may pack several documents: its first one is shown (of pairs, without its segments).
     """
     numbers = np.arange(min(count, len(rows)), dtype=np.int64)
     stream, documents = rows.read(numbers)

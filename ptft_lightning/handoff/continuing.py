@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from ptft_lightning.handoff.bundle import Bundle
 from ptft_lightning.handoff.vocabulary import ExtendedBundle
+from ptft_lightning.objectives.base import Objective
 
 
-def going_on(bundle: Bundle, objective: str, peak: float) -> list[str]:
+def going_on(bundle: Bundle, objective: Objective, peak: float) -> list[str]:
     """Lines for the log: head, vocabulary, and how the learning rate goes on."""
     return [*_head(bundle, objective), *_vocabulary(bundle), _rate(bundle, peak)]
 
 
-def _head(bundle: Bundle, objective: str) -> list[str]:
-    has = bundle.config["head"]["name"]
+def _head(bundle: Bundle, wanted: Objective) -> list[str]:
+    has, objective = bundle.config["head"]["name"], wanted.name
     if has == objective:
         return [f"head '{objective}'"]
+    if has in wanted.goes_on_from:
+        return [f"head '{objective}': what it shares with '{has}', the rest is new"]
     what = f"a head for '{has}'" if has else "none"
     tied = bundle.config["backbone"]["config"]["tie_embeddings"]
     output = "its output is the inherited embedding" if tied else "its output is new, too"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle
 from ptft_lightning.interop.families import build_parts
 from ptft_lightning.objectives.base import PretrainHead
+from ptft_lightning.objectives.sentence_pairs import NextSentence
 from ptft_lightning.tasks.classification import Classification
 
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
@@ -24,6 +25,7 @@ AUTO = {
     None: "AutoModel",
     "causal": "AutoModelForCausalLM",
     "masked": "AutoModelForMaskedLM",
+    "next_sentence": "AutoModelForPreTraining",
     "classification": "AutoModelForSequenceClassification",
 }
 
@@ -49,17 +51,22 @@ def compare_with_transformers(bundle: Bundle, folder: Path) -> float:
         with torch.no_grad():
             mine = _logits(parts, batch, bundle.config["head"]["name"])
             out = theirs(input_ids=batch.tokens, attention_mask=real.long())
-        wanted = out.logits if "logits" in out else out.last_hidden_state
-        if wanted.ndim == 3:
-            mine, wanted = mine[real], wanted[real]
-        difference = float((mine - wanted).abs().max())
-        if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
-            raise UserError(
-                f"transformers {transformers.__version__} computes other logits from the export "
-                f"(by up to {difference:.3g}): it is not kept, please report this"
-            )
-        worst = max(worst, difference)
+        for ours, wanted in zip(mine, _their_logits(out), strict=True):
+            some = real if wanted.ndim == 3 else slice(None)
+            difference = float((ours[some] - wanted[some]).abs().max())
+            if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
+                raise UserError(
+                    f"transformers {transformers.__version__} computes other logits from the "
+                    f"export (by up to {difference:.3g}): it is not kept, please report this"
+                )
+            worst = max(worst, difference)
     return worst
+
+
+def _their_logits(out: Any) -> list[Tensor]:
+    if "seq_relationship_logits" in out:
+        return [out.prediction_logits, out.seq_relationship_logits]
+    return [out.logits if "logits" in out else out.last_hidden_state]
 
 
 def _compare_tokens(tokenizer: Tokenizer, folder: Path, auto: Any) -> None:
@@ -101,12 +108,14 @@ def _batch(rows: list[list[int]], bundle: Bundle) -> tuple[Batch, Tensor]:
     return batch, torch.from_numpy(real)
 
 
-def _logits(parts: Any, batch: Batch, head: str | None) -> Tensor:
+def _logits(parts: Any, batch: Batch, head: str | None) -> list[Tensor]:
     hidden: Tensor = parts["backbone"](batch.tokens, batch.documents, batch.positions)
     if head is None:
-        return hidden
+        return [hidden]
     if isinstance(parts["head"], PretrainHead):
-        return parts["head"].logits(hidden, parts["backbone"].embedding.weight)
+        logits = parts["head"].logits(hidden, parts["backbone"].embedding.weight)
+        pairs = head == NextSentence.name
+        return [logits, *([cast(Any, parts["head"]).pair_logits(hidden[:, 0])] if pairs else [])]
     scores = parts["head"](hidden, batch).scores
     assert isinstance(scores, Tensor)
-    return scores
+    return [scores]

@@ -33,7 +33,7 @@ class Bert(Family):
     }
     heads: ClassVar[Heads] = {
         "BertForMaskedLM": "masked",
-        "BertForPreTraining": "masked",
+        "BertForPreTraining": "next_sentence",
         "BertForSequenceClassification": "classification",
         "BertModel": None,
     }
@@ -99,6 +99,8 @@ class Bert(Family):
             return {"head.dense.*": "bert.pooler.dense.*", "head.classifier.*": "classifier.*"}
         own = {"head.projection.*": "cls.predictions.decoder.*"}
         return {
+            "head.pooler.*": "bert.pooler.dense.*",
+            "head.classifier.*": "cls.seq_relationship.*",
             "head.dense.*": "cls.predictions.transform.dense.*",
             "head.norm.*": "cls.predictions.transform.LayerNorm.*",
             **({"head.projection.bias": "cls.predictions.bias"} if tied else own),

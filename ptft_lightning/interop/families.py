@@ -15,15 +15,19 @@ from ptft_lightning.interop.decoders import Gpt2, Llama, Qwen2, Qwen3
 from ptft_lightning.interop.encoders import Bert, ModernBert, Roberta
 from ptft_lightning.interop.family import Family
 from ptft_lightning.interop.settings import Settings
+from ptft_lightning.objectives.base import Objective
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedLM
+from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
 from ptft_lightning.tasks.classification import Classification
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (ModernBert(), Bert(), Roberta(), Gpt2(), Llama(), Qwen2(), Qwen3())
 }
-OBJECTIVES = {"causal": CausalLM, "masked": MaskedLM}
+OBJECTIVES: dict[str, type[Objective]] = {
+    kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, SentenceOrder)
+}
 
 
 def build_parts(config: Mapping[str, Any]) -> nn.ModuleDict:
@@ -33,11 +37,14 @@ def build_parts(config: Mapping[str, Any]) -> nn.ModuleDict:
     backbone = Transformer(transformer, shape["vocab_size"])
     parts = nn.ModuleDict({"backbone": backbone})
     if head["name"] in OBJECTIVES:
-        objective = OBJECTIVES[head["name"]](**head["config"])
-        parts["head"] = objective.build_head(backbone, transformer.tie_embeddings)
+        parts["head"] = _objective(head).build_head(backbone, transformer.tie_embeddings)
     elif head["name"] == Classification.name:
         parts["head"] = Classification(**head["config"]).build_head(backbone, head["labels"])
     return parts
+
+
+def _objective(head: Mapping[str, Any]) -> Objective:
+    return OBJECTIVES[head["name"]](**head["config"])
 
 
 def find_family(config: Mapping[str, Any], pad: int, asked: str | None) -> Family:
@@ -79,6 +86,8 @@ def _obstacles(family: Family, config: Mapping[str, Any], pad: int) -> list[str]
     if family.architecture(head["name"]) is None:
         kinds = " or ".join(dict.fromkeys(kind for kind in family.heads.values() if kind))
         lines.append(f"the head is '{head['name']}' and would have to be {kinds}")
+    elif head["name"] in OBJECTIVES and _objective(head).token_term is None:
+        lines.append("objective.rate is null and would have to be a share of tokens to predict")
     elif head["name"] == Classification.name:
         lines += _task_obstacles(family, task_settings(config))
     if config.get("reads"):

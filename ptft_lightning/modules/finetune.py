@@ -138,13 +138,18 @@ class FinetuneModule(PhaseModule):
         own = ours is not None and theirs == ours  # a bare encoder has no head
         head = self._tuned_bundle or self.task.zero_shot or own
         if not (name.startswith("backbone.") or head):
-            return None
+            known = self.task.inherited(name)
+            return self.bundle.tensor(known) if known in self.bundle.names() else None
         if name not in self.bundle.names():
             if self.tuning.adds(name):
                 return None
             needed = "" if self._tuned_bundle else f", which model.task '{self.task.name}' needs"
             raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'{needed}")
         return self.bundle.tensor(name)
+
+    def _unused(self, new: list[str]) -> list[str]:
+        taken = {self.task.inherited(name) for name, _ in self.net.named_parameters()}
+        return [name for name in super()._unused(new) if name not in taken]
 
     def bundle_config(self) -> dict[str, Any]:
         """See `PhaseModule`."""

@@ -15,10 +15,13 @@ from ptft_lightning.modules.nets import PretrainNet, build_backbone, fill
 from ptft_lightning.objectives.base import Objective
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedLM
+from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
 
 Precision = Literal["32-true", "bf16-true", "16-true"]
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
-OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (CausalLM, MaskedLM)}
+OBJECTIVES: dict[str, type[Objective]] = {
+    kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, SentenceOrder)
+}
 
 
 def load_pretrained(
@@ -47,6 +50,11 @@ def load_pretrained(
     with torch.device("meta"):
         backbone = build_backbone(**shape)
         objective = OBJECTIVES[head["name"]](**head["config"])
+        if objective.token_term is None:
+            raise UserError(
+                f"the bundle '{bundle.path}' learnt '{head['name']}' alone and predicts no tokens: "
+                "give one of an objective with a rate"
+            )
         built = objective.build_head(backbone, shape["config"]["tie_embeddings"])
         net = PretrainNet(backbone, built).to(DTYPES[precision])
     fill(net, place, stored, seed=0)

@@ -20,7 +20,7 @@ class Sums:
     losses: dict[str, float]
     """Mean loss per target of each term, weighted as in the loss."""
     metrics: dict[str, float]
-    """Metric sums over the targets of the first term."""
+    """Metric sums over the targets of their term."""
     tokens: float
     places: float
     """Places in rows, padding included."""
@@ -77,7 +77,9 @@ class Meter:
         values, by_source = values[:rest], values[rest:]
         totals, counts, sums = values[:n], values[n : 2 * n], values[2 * n :]
         losses = {k: t / max(c, 1) for k, t, c in zip(self.terms, totals, counts, strict=True)}
-        metrics = {k: v / max(counts[0], 1) for k, v in zip(self.metrics, sums, strict=True)}
+        count_of = dict(zip(self.terms, counts, strict=True))
+        named = {k: count_of.get(k.partition("_")[0], counts[0]) for k in self.metrics}
+        metrics = {k: v / max(named[k], 1) for k, v in zip(self.metrics, sums, strict=True)}
         self._reset()
         return Sums(losses, metrics, tokens, places, self._name_sources(by_source))
 

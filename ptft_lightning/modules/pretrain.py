@@ -68,13 +68,17 @@ class PretrainModule(PhaseModule):
             self._grow(data)
             check.tokenizer(self.bundle, data.tokenizer)
             check.backbone(self.bundle)
-            check.inherited += going_on(self.bundle, self.objective.name, self.optimizer_config.lr)
+            check.inherited += going_on(self.bundle, self.objective, self.optimizer_config.lr)
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
         check.length(
             "data.length", cast(CorpusDataModule, data).length, shape["config"]["max_length"]
         )
         check.word_starts(self.objective.whole_words, cast(CorpusDataModule, data))
+        from ptft_lightning.handoff.pair_checks import pair_problems  # a leaf
+
+        types = shape["config"].get("token_types", 0)
+        check.problems += pair_problems(self.objective, cast(CorpusDataModule, data), types)
         causal = shape["config"]["causal"]
         given = self.bundle is not None
         check.causality(self.objective.name, self.objective.causal, causal, given)
@@ -114,15 +118,17 @@ class PretrainModule(PhaseModule):
         return [Forgetting()] if fitting and others else []
 
     def stored(self, name: str) -> Tensor | None:
-        """From the bundle, head included when it is of the same objective."""
+        """From the bundle, head included when it is of the same objective or of its kin."""
         if self.bundle is None:
             return None
-        same_head = self.bundle.config["head"]["name"] == self.objective.name
+        theirs = self.bundle.config["head"]["name"]
+        kin = theirs in self.objective.goes_on_from
+        wanted = name.startswith("backbone.") or theirs == self.objective.name or kin
         if name not in self.bundle.names():
-            if name.startswith("backbone.") or same_head:
+            if wanted and (not kin or name.startswith("backbone.")):
                 raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'")
             return None
-        return self.bundle.tensor(name) if name.startswith("backbone.") or same_head else None
+        return self.bundle.tensor(name) if wanted else None
 
     def _head(self) -> dict[str, Any]:
         return {"name": self.objective.name, "config": self.objective.config()}
@@ -132,9 +138,13 @@ class PretrainModule(PhaseModule):
         return {"phase": self.phase, "backbone": self._shape(self.data), "head": self._head()}
 
     def summary(self, losses: dict[str, float], metrics: dict[str, float]) -> dict[str, float]:
-        """Loss and accuracy with perplexity and, where it means something, bits-per-byte."""
+        """Loss and accuracy, also of each term where there are several; perplexity of tokens and,
+        where it means something, bits-per-byte."""
         values = super().summary(losses, metrics)
-        values["perplexity"] = perplexity(values["loss"])
+        if len(losses) > 1:
+            values |= {f"{name}_loss": loss for name, loss in losses.items()}
+        if self.objective.token_term in losses:
+            values["perplexity"] = perplexity(losses[self.objective.token_term])
         rate = cast(CorpusDataModule, self.data).predicted_per_byte
         if self.objective.per_byte and rate is not None:
             values["bits_per_byte"] = values["loss"] / math.log(2) * rate

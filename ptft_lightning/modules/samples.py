@@ -97,7 +97,9 @@ class Samples(Callback):
     def _wanted(self, trainer: L.Trainer, module: L.LightningModule) -> bool:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         quick = cast(Any, trainer).fast_dev_run
-        return fitting and not quick and self.count > 0 and isinstance(module, PretrainModule)
+        if not fitting or quick or not self.count or not isinstance(module, PretrainModule):
+            return False
+        return module.objective.token_term is not None
 
     def _lines(self, module: PretrainModule) -> list[dict[str, str]]:
         from ptft_lightning.generation.samples import continued, filled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,15 @@ class Objective:
 
     whole_words: bool = False
     """Whether `make` needs to know where words start."""
+    pairs: Literal["next", "order"] | None = None
+    """Which pairs of sentences it learns from (layout `sentence_pairs`), if it does."""
+    goes_on_from: ClassVar[tuple[str, ...]] = ()
+    """Objectives whose head's tensors its own begins with, as far as both have them."""
+
+    @property
+    def token_term(self) -> str | None:
+        """The term that predicts tokens, whose exponential is a perplexity; None: none does."""
+        return self.name
 
     def config(self) -> dict[str, Any]:
         """Plain values that rebuild the objective, for the bundle."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class MaskedLM(Objective):
     name = "masked"
     causal = False
     per_byte = False
+    goes_on_from: ClassVar[tuple[str, ...]] = ("next_sentence", "sentence_order")
 
     def __init__(
         self, rate: float = 0.15, whole_words: bool = False, loss_mean: LossMean = "target"

@@ -80,6 +80,10 @@ class Task:
     goes_on_from: ClassVar[str | None] = None
     """The objective whose head's tensors this task's head begins with."""
 
+    def inherited(self, name: str) -> str:
+        """Where a phase-one bundle may have the value that a tensor of the head begins with."""
+        return ""
+
     def watch(self, metric: str) -> None:
         """Let one of the task's metrics decide."""
         self.monitor, self.higher_is_better = f"val_{metric}", metric not in LOWER_IS_BETTER

@@ -90,6 +90,12 @@ class Classification(Task):
             )
         return [] if example.label is None else [example.label]
 
+    def inherited(self, name: str) -> str:
+        """BERT's dense layer is its pooler, where that was trained on pairs of sentences."""
+        first = self.transform == "tanh" and self.pooling == "first"
+        stem, _, kind = name.rpartition(".")
+        return f"head.pooler.{kind}" if first and stem == "head.dense" else ""
+
     def schema(self, examples: list[Example]) -> list[str]:
         """The labels that occur, sorted; numbers by their value."""
         labels = labels_in_order({label for e in examples for label in self.labels_of(e)})

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from ptft_lightning.commands.prepare import prepare as prepare_command
 from ptft_lightning.data.manifest import read_manifest
+from ptft_lightning.data.marks import encode_marked
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.tokenizer_training import train_tokenizer
-from ptft_lightning.data.word_starts import encode_words
 from ptft_lightning.errors import UserError
 
 SENTENCES = [
@@ -38,6 +38,11 @@ def tokenizers() -> dict[str, Tokenizer]:
     kinds: tuple[Any, ...] = ("bpe", "wordpiece", "unigram")
     sizes = {"bpe": 260, "wordpiece": 60, "unigram": 400}
     return {kind: train_tokenizer(iter(SENTENCES * 9), kind, sizes[kind], False) for kind in kinds}
+
+
+def encode_words(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
+    """The ids of each text and which of the framed ones begin a word."""
+    return [(ids, marks["words"]) for ids, marks in encode_marked(tokenizer, texts, ("words",))]
 
 
 def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
