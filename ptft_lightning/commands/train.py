@@ -155,7 +155,9 @@ class CLI(ConfigCLI):
         self.preempt = Preempt(checkpoints)
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
-        callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress()]
+        from ptft_lightning.costs.watch import Costs  # a leaf
+
+        callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress(), Costs(run_dir)]
         given = options.callbacks or []
         options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         plugins = options.plugins or []
