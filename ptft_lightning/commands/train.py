@@ -31,6 +31,7 @@ from ptft_lightning.commands.runs import (
 )
 from ptft_lightning.commands.trainer_options import (
     TRAINER_DEFAULTS,
+    refuse_launch,
     refuse_unsupported,
     tell_slow_precision,
 )
@@ -171,12 +172,7 @@ class CLI(ConfigCLI):
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             given = ", ".join(f"{k} {options[k]!r}" for k in ("accelerator", "devices", "strategy"))
             raise UserError(f"trainer ({given}): {one_line(str(error))}") from error
-        # Under SLURM, Lightning 2.6.6 silently trains with the tasks there are.
-        if trainer.world_size < (wanted := trainer.num_devices * trainer.num_nodes):
-            raise UserError(
-                f"trainer.devices x trainer.num_nodes is {wanted}, this job has "
-                f"{trainer.world_size} processes: give srun --ntasks-per-node {trainer.num_devices}"
-            )
+        refuse_launch(trainer)
         return trainer
 
     def before_fit(self) -> None:
