@@ -50,7 +50,9 @@ def test_malware_is_named_and_never_imported(tmp_path, monkeypatch, package, ver
     assert len(run.out.splitlines()) == 2  # Python, then nothing was looked at any more
     code = "import sys, ptft_lightning.commands.doctor; print({*sys.modules} & {'torch', package})"
     code = code.replace("package", repr(package.replace("-", "_")))
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert loaded.stdout == "set()\n"
 
 
