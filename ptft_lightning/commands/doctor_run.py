@@ -11,6 +11,15 @@ from pathlib import Path
 
 SECONDS = 600  # on idle processors it takes half a minute
 STEP = "step: "
+# In one process: loading torch takes longer than all of them.
+PROGRAM = f"""
+import json, sys
+from ptft_lightning.cli import main
+
+for name, args in json.loads(sys.argv[1]).items():
+    print("{STEP}" + name, flush=True)
+    main(args)
+"""
 WORDS = {"water": ("river", "sea", "rain", "lake"), "land": ("hill", "field", "stone", "wood")}
 OTHER = ("the", "a", "old", "new", "green", "under", "sees", "builds", "letter", "winter")
 BACKBONE = {"dim": 32, "depth": 2, "heads": 2, "max_length": 32, "causal": True}
@@ -19,7 +28,7 @@ BACKBONE = {"dim": 32, "depth": 2, "heads": 2, "max_length": 32, "causal": True}
 def two_phases(at: Path) -> str | None:
     """Which step failed, and what it said; None where all went well."""
     write_files(at)
-    command = [sys.executable, "-m", "ptft_lightning.commands.doctor_run", str(at)]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(steps(at))]
     try:
         run = subprocess.run(
             command, env=alone(), capture_output=True, text=True, timeout=SECONDS, check=False
@@ -87,11 +96,3 @@ def steps(at: Path) -> dict[str, list[str]]:
             *("--output", str(at / "predictions.jsonl")),
         ],
     }
-
-
-if __name__ == "__main__":
-    from ptft_lightning.cli import main
-
-    for name, args in steps(Path(sys.argv[1])).items():
-        print(f"{STEP}{name}", flush=True)
-        main(args)

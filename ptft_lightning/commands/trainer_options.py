@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
