@@ -23,6 +23,11 @@ COMMANDS = {
     "extend": ("ptft_lightning.commands.extend", "add tokens of new text to a model's tokenizer"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
     "check": ("ptft_lightning.commands.check", "before a long fit: look at data, loss, gradients"),
+    "plan": ("ptft_lightning.commands.plan", "what a fit will cost: memory, FLOPs, hours, disk"),
+    "doctor": (
+        "ptft_lightning.commands.doctor",
+        "is this machine ready? with a tiny run",
+    ),
     "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
     "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),

@@ -36,6 +36,7 @@ LAYERS = (
     ("handoff",),
     ("interop",),
     ("modules",),
+    ("costs",),
     ("report",),
     ("commands",),
     ("cli",),
@@ -43,10 +44,8 @@ LAYERS = (
 )
 # Parts that no core file imports, except inside the function that needs them.
 LEAVES = (
-    *("generation", "interop", "ngrams", "report", "commands/ngram.py"),
-    "commands/ngram_baseline.py",
-    "commands/select.py",
-    *("modules/loading.py", "modules/muon.py"),
+    *("costs", "generation", "interop", "ngrams", "report", "modules/loading.py"),
+    *("commands/ngram.py", "commands/ngram_baseline.py", "commands/select.py", "modules/muon.py"),
     *("data/formats", "data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
     *("data/label_names.py", "data/sampling.py", "data/tokenizer_training.py"),
     *("tasks/class_weights.py", "tasks/classification.py", "tasks/matthews.py"),
@@ -84,7 +83,8 @@ LEAVES = (
     *("data/mixture.py", "data/store_checks.py", "modules/forgetting.py"),
     *("data/vocabulary_growth.py", "handoff/vocabulary.py", "handoff/continuing.py"),
     *("data/overlap.py", "commands/extend.py", "commands/overlap.py"),
-    *("commands/extract.py", "commands/exclusive.py"),
+    *("commands/extract.py", "commands/exclusive.py", "commands/plan.py"),
+    *("commands/doctor.py", "commands/doctor_devices.py", "commands/doctor_run.py"),
     *("data/marks.py", "data/sentence_starts.py", "data/pair_packing.py", "data/pair_rows.py"),
     *("handoff/pair_checks.py", "objectives/sentence_pairs.py"),
 )

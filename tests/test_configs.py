@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from faults.kit import done, finish, launch, pretrain, words, write_examples
+from faults.kit import call, done, finish, launch, pretrain, words, write_examples
 from faults.own_files import OWN_FILES
 
 ROOT = Path(__file__).parent.parent
@@ -140,17 +141,47 @@ def test_a_config_trains_two_steps_and_its_run_can_be_used(file, paths, tmp_path
         assert f"test_{config['head']['config']['monitor']}" in measured
 
 
+# Overlays whose devices are not here; the GPU's tests run them.
+ON_GPUS = [file for file in OVERLAYS if settings(file)["trainer"].get("accelerator") == "gpu"]
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=name)
+def test_an_overlay_is_shorter_yet(file):
+    assert len(file.read_text().splitlines()) <= 20
+
+
+def test_all_overlays_are_there():
+    assert {file.stem for file in OVERLAYS} == {"cpu", "gpu", "ddp", "fsdp", "multinode"}
+
+
+@pytest.mark.parametrize("file", ON_GPUS, ids=name)
+def test_an_overlay_for_gpus_is_understood_and_refused_without_them(file, paths, tmp_path):
+    base = ROOT / "configs" / "pretrain" / "gpt.yaml"
+    configs = ["--config", str(base), "--config", str(file)]
+    plan = done(["plan", *configs, "--peak_tflops", "100", "--memory_gb", "80"]).out
+    ranks = settings(file)["trainer"].get("num_nodes", 1) * settings(file)["trainer"]["devices"]
+    assert f"on {ranks} rank(s)" in plan
+    if torch.cuda.is_available():
+        return  # test_gpu.py
+    run = call(["fit", *configs, *words("", paths(base))[1:]])
+    assert run.code == 2
+    (error,) = run.errors
+    assert "accelerator 'gpu'" in error
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_overlays_go_with_another_config(paths, tmp_path):
     """As their own first lines say; with one device here, with two in test_resume.py."""
     base = ROOT / "configs" / "pretrain" / "gpt.yaml"
     one = {"trainer.devices": 1, "model.backbone.dim": 32, "model.backbone.depth": 2}
     processes = []
-    for file in OVERLAYS:
+    here = [file for file in OVERLAYS if file not in ON_GPUS]
+    for file in here:
         mine = {key: str(tmp_path / file.stem / key) for key in ("run_dir", "data.store")}
         options = words("", paths(base) | SMALL | one | mine)[1:]
         configs = ["--config", str(base), "--config", str(file)]
         processes.append(launch(["fit", *configs, *options]))
-    for file, process in zip(OVERLAYS, processes, strict=True):
+    for file, process in zip(here, processes, strict=True):
         run = finish(process)
         assert run.code == 0, run.err
         used = settings(tmp_path / file.stem / "run_dir" / "config.yaml")["trainer"]

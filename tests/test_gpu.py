@@ -1,6 +1,7 @@
 """What only a CUDA device can show; run by `make test-gpu`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,3 +43,29 @@ def test_fit_on_the_gpu(tmp_path, store, bpe_path, precision):
     )
     lineage = json.loads((tmp_path / "run" / "bundle" / "lineage.json").read_text())
     assert lineage["steps"] == 3
+
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_memory_and_flops_on_the_gpu_are_those_planned(tmp_path, corpus_file, bpe_path, precision):
+    """Memory within a tenth, where the model is large enough for the allocator's rounding not to
+    count; FLOPs to the last."""
+    run_dir = tmp_path / "run"
+    main(
+        [
+            *("fit", "--config", str(CONFIGS / "pretrain" / "gpt.yaml")),
+            *("--config", str(CONFIGS / "trainer" / "gpu.yaml"), "--run_dir", str(run_dir)),
+            *("--data.files", json.dumps([str(corpus_file)]), "--data.tokenizer", str(bpe_path)),
+            *("--data.store", str(tmp_path / "store"), "--data.workers", "0"),
+            *("--model.backbone.dim", "768", "--model.backbone.heads", "12"),
+            *("--model.vocab_size", "32768", "--trainer.precision", precision),
+            *("--trainer.max_steps", "4", "--trainer.logger", "false"),
+            *("--trainer.log_every_n_steps", "1", "--report", "false"),
+        ]
+    )
+    costs = json.loads((run_dir / "costs.json").read_text())
+    memory, flops = costs["peak_memory"], costs["flops_per_micro_batch"]
+    assert flops["measured"] == flops["predicted"]
+    assert memory["measured"] == pytest.approx(memory["predicted"], rel=0.1)

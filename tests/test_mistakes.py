@@ -30,6 +30,7 @@ NOISE = re.compile(
 NEWS = (
     *("inherited: ", "model: ", "loaded from ", "resuming from ", "prepare: ", "tokenizer: "),
     *("train: ", "validation: ", "training: ", "optimizer: ", "bundle: "),
+    *("predicted: ", "costs: "),
 )
 
 CONFIG = """\
@@ -390,6 +391,10 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("trainer.accumulate_grad_batches is 3", "data.global_batch_size"),
     ),
     "FSDP1": ({"trainer.strategy": "fsdp"}, ("trainer.strategy is 'fsdp'", "fsdp.yaml")),
+    "machines that nobody started": (
+        {"trainer.num_nodes": 2},
+        ("trainer.num_nodes is 2", "torchrun or srun", "docs/clusters.md"),
+    ),
     "unknown strategy": ({"trainer.strategy": "foo"}, ("strategy 'foo'",)),
     "unknown accelerator": ({"trainer.accelerator": "foo"}, ("accelerator 'foo'",)),
     "a bundle and a backbone": (

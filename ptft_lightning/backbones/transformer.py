@@ -126,4 +126,5 @@ class Transformer(Backbone):
 def _attention_dtype(x: Tensor) -> torch.dtype:
     """What queries and keys will be: the autocast dtype, or that of the embeddings."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    cast = device != "meta" and torch.is_autocast_enabled(device)  # asks for one it knows
+    return torch.get_autocast_dtype(device) if cast else x.dtype

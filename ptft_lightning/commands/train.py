@@ -30,6 +30,7 @@ from ptft_lightning.commands.runs import (
 )
 from ptft_lightning.commands.trainer_options import (
     TRAINER_DEFAULTS,
+    refuse_launch,
     refuse_unsupported,
     tell_slow_precision,
 )
@@ -166,7 +167,9 @@ class CLI(ConfigCLI):
         self.preempt = Preempt(checkpoints)
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
-        callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress()]
+        from ptft_lightning.costs.watch import Costs  # a leaf
+
+        callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress(), Costs(run_dir)]
         given = options.callbacks or []
         options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
         plugins = options.plugins or []
@@ -180,12 +183,7 @@ class CLI(ConfigCLI):
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             given = ", ".join(f"{k} {options[k]!r}" for k in ("accelerator", "devices", "strategy"))
             raise UserError(f"trainer ({given}): {one_line(str(error))}") from error
-        # Under SLURM, Lightning 2.6.6 silently trains with the tasks there are.
-        if trainer.world_size < (wanted := trainer.num_devices * trainer.num_nodes):
-            raise UserError(
-                f"trainer.devices x trainer.num_nodes is {wanted}, this job has "
-                f"{trainer.world_size} processes: give srun --ntasks-per-node {trainer.num_devices}"
-            )
+        refuse_launch(trainer)
         return trainer
 
     def before_fit(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
@@ -55,6 +57,29 @@ def refuse_unsupported(trainer: Namespace) -> None:
     for name, refused, fix in refusals:
         if refused:
             raise UserError(f"trainer.{name} is {trainer[name]!r}: {fix}")
+
+
+def refuse_launch(trainer: L.Trainer) -> None:
+    """Refuse processes that are fewer than the config says, and peers that nobody would start.
+
+    Raises:
+        UserError: with what to start them by.
+    """
+    devices, nodes = trainer.num_devices, trainer.num_nodes
+    # Under SLURM, Lightning 2.6.6 silently trains with the tasks there are.
+    if trainer.world_size < devices * nodes:
+        raise UserError(
+            f"trainer.devices x trainer.num_nodes is {devices * nodes}, this job has "
+            f"{trainer.world_size} processes: give srun --ntasks-per-node {devices}"
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    # By itself it starts processes on this machine alone, which would wait for the others' peers.
+    alone = isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ
+    if nodes > 1 and alone:
+        raise UserError(
+            f"trainer.num_nodes is {nodes}, and nothing tells the machines of each other: start "
+            "this on each of them with torchrun or srun, as docs/clusters.md shows"
+        )
 
 
 def tell_slow_precision(trainer: L.Trainer) -> None:

@@ -127,7 +127,7 @@ class FinetuneModule(PhaseModule):
         """Backbone, tuning and the task's head."""
         backbone = build_backbone(**self._shape(data))
         self.tuning.apply(backbone)
-        head = self.task.build_head(backbone, self.labels)
+        head = self.task.build_head(backbone, cast(TaskDataModule, data).labels)
         return TaskNet(backbone, head, self.tuning.build_reader(backbone))
 
     def stored(self, name: str) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.backbones.fused import part_rows
@@ -87,6 +88,11 @@ class LoRA(Tuning):
     def settle(self, backbone: Backbone) -> None:
         """See `Tuning`: quantise what was filled."""
         if self.quantize is not None:
+            if any(isinstance(p, DTensor) for p in backbone.parameters()):
+                raise UserError(
+                    "model.tuning.quantize keeps whole matrices in 4 bits, which FSDP2 cannot "
+                    "shard: use --trainer.strategy ddp, or leave quantize out"
+                )
             from ptft_lightning.tuning.quantized import quantize_layers
 
             quantize_layers(backbone, self.quantize)

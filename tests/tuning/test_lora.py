@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import tiny
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from tuning.conftest import trained
 
 from ptft_lightning.backbones.base import initial_value
@@ -221,3 +224,15 @@ def test_without_decay_all_rates_are_the_same() -> None:
     assert len(build_optimizer(model, OptimizerConfig(), True, factors).param_groups) == 2
     with pytest.raises(UserError, match=r"layer_decay is 1\.5"):
         Full(layer_decay=1.5)
+
+
+def test_four_bits_are_not_sharded():
+    """What FSDP2 would make of them is refused before bitsandbytes sees it."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        sharded = backbone()
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(UserError, match="which FSDP2 cannot shard"):
+            LoRA(quantize="nf4").settle(sharded)
+    finally:
+        dist.destroy_process_group()

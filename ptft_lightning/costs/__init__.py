@@ -1,0 +1,1 @@
+"""What a fit costs, predicted and counted: parameters, FLOPs, memory, time, disk."""

@@ -1,0 +1,114 @@
+"""From a phase's module, its data and the trainer's options to a `Job`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jsonargparse import Namespace
+
+from ptft_lightning.backbones.transformer_config import TransformerConfig
+from ptft_lightning.costs.job import Job, Strategy, sizes_of
+from ptft_lightning.data.module import PhaseData
+from ptft_lightning.errors import UserError
+from ptft_lightning.modules.nets import Net, PretrainNet
+from ptft_lightning.modules.phase import PhaseModule
+from ptft_lightning.modules.pretrain import PretrainModule
+
+SHARDED = ("fsdp2", "ShardedStrategy", "ModelParallelStrategy")
+
+
+def job_of(
+    module: PhaseModule,
+    net: Net,
+    data: PhaseData,
+    precision: str,
+    device: str,
+    strategy: Strategy,
+    ranks: int,
+) -> Job:
+    """The job of a net, which may stand on the meta device.
+
+    Phase one's rows are full. An example of phase two fills a row of its own, which is the most:
+    packing makes it less.
+
+    Raises:
+        UserError: the backbone is no Transformer.
+    """
+    config: Any = getattr(net.backbone, "config", None)
+    if not isinstance(config, TransformerConfig):
+        raise UserError("what a fit costs is known of Transformers alone")
+    length, rows = int(cast(Any, data).length), data.micro_batch_size
+    targets = other = 0
+    if isinstance(net, PretrainNet) and isinstance(module, PretrainModule):
+        # Masked objectives predict a share of each row, the others every place.
+        share: float | None = getattr(module.objective, "rate", None)
+        targets = rows * (length if share is None else max(1, round(share * length)))
+        matrices = [p for p in net.head.parameters() if p.ndim == 2]
+        other = sum(p.numel() for p in matrices if len(p) != net.backbone.vocab_size)
+    return Job(
+        config=config,
+        vocab_size=net.backbone.vocab_size,
+        sizes=sizes_of(net, module.optimizer_config.kind),
+        rows=rows,
+        length=length,
+        targets=targets,
+        head_matrices=other,
+        precision=precision,
+        device=device,
+        strategy=strategy,
+        ranks=ranks,
+        global_batch=data.global_batch_size,
+        recompute=module.activation_checkpointing,
+    )
+
+
+# What a config's trainer says, without building one.
+
+
+def precision_of(option: Any) -> str:
+    """Lightning's own names: 32 -> 32-true, bf16 -> bf16-mixed."""
+    text = "32" if option is None else str(option)
+    if "-" in text:
+        return text
+    return f"{text}-mixed" if text in ("bf16", "16") else f"{text}-true"
+
+
+def device_of(accelerator: Any) -> str:
+    """cpu or cuda; `auto` is what is here."""
+    if accelerator in (None, "auto"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cpu" if accelerator == "cpu" else "cuda"
+
+
+def devices_of(option: Any, device: str) -> int:
+    """Devices of a machine; `auto` is how many are here."""
+    if isinstance(option, list):
+        return len(option)
+    text = str(option)
+    if "," in text:
+        return len([part for part in text.split(",") if part.strip()])
+    if text in ("None", "auto", "-1"):
+        return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+    return int(text)
+
+
+def strategy_of(option: Any, ranks: int) -> Strategy:
+    """Which of the three a config's strategy is."""
+    path = option.class_path if isinstance(option, Namespace) else str(option)
+    if str(path).rpartition(".")[2] in SHARDED:
+        return "fsdp2"
+    return "ddp" if ranks > 1 else "single"
+
+
+def memory_here(device: str, processes: int) -> float | None:
+    """Bytes a rank has: a device's own, or its share of the machine's; None: not known here."""
+    if device == "cuda":
+        found = torch.cuda.is_available()
+        return float(torch.cuda.get_device_properties(0).total_memory) if found else None
+    facts = Path("/proc/meminfo")
+    if not facts.is_file():
+        return None
+    total = facts.read_text().split(maxsplit=2)[1]
+    return float(total) * 1024 / processes

@@ -1,0 +1,56 @@
+"""Floating point operations of a step: pure arithmetic over a `Job`.
+
+A matrix of n elements multiplies a token with n multiplications and n additions: 2 n FLOPs
+forward, 2 n for the gradient of its input, 2 n for its own. Where all of a net trains, that is the
+rule of 6 FLOPs a parameter and token (Kaplan et al. 2020). Attention adds, per layer and token, the
+products of queries with keys and of weights with values: 2 * 2 T A for T tokens a row and A = heads
+* head width, twice that backward. The whole square of T x T counts, as in Chowdhery et al. 2022:
+what causal or local kernels leave out shows as a higher share of the peak. Norms, activations,
+softmax and the optimizer are left out (below a hundredth at usual widths).
+"""
+
+from __future__ import annotations
+
+from ptft_lightning.costs.job import Job
+
+
+def layers_forward(job: Job) -> int:
+    """Of the layers for a micro-batch: tokens * (2 matrices + depth * 4 T A)."""
+    return job.tokens * 2 * job.sizes.matrices + job.config.depth * attention_forward(job)
+
+
+def attention_forward(job: Job) -> int:
+    """Of the products inside one layer's attention: tokens * 4 T A."""
+    return job.tokens * 4 * job.length * job.config.heads * job.config.head_width
+
+
+def layers_backward(job: Job) -> int:
+    """Gradients of inputs where something before them trains, and of what trains itself; those of
+    attention likewise."""
+    matrices = 2 * job.tokens * job.sizes.backward
+    return matrices + job.sizes.attentions * 2 * attention_forward(job)
+
+
+def head_forward(job: Job) -> int:
+    """Of a pretraining head per target: 2 D V, and 2 n of its other matrices' n elements. The
+    heads of phase two are small and left out."""
+    return 2 * job.targets * (job.config.dim * job.vocab_size + job.head_matrices)
+
+
+def micro_batch(job: Job) -> int:
+    """Forward and backward of one micro-batch, layers that are computed again counted once. Logits
+    that are made in chunks are made again in the backward pass."""
+    again = 2 * job.targets * job.config.dim * job.vocab_size if job.chunked else 0
+    return layers_forward(job) + layers_backward(job) + 3 * head_forward(job) + again
+
+
+def step(job: Job) -> int:
+    """Of an optimizer step over all ranks."""
+    return micro_batch(job) * job.micro_batches * job.ranks
+
+
+def seconds(job: Job, steps: int, peak: float, mfu: float) -> float:
+    """Of so many steps at a share `mfu` of each device's `peak` FLOP/s; recomputation runs the
+    layers forward once more."""
+    again = layers_forward(job) * job.micro_batches * job.ranks if job.recompute else 0
+    return (step(job) + again) * steps / (job.ranks * peak * mfu)
