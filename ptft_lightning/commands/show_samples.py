@@ -11,6 +11,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
+from ptft_lightning.commands.parser import import_parts
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.mixture import MixedRows, share_table
@@ -20,6 +21,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, open_bundle
 from ptft_lightning.modules.checkpoints import last_checkpoint
+from ptft_lightning.objectives.base import Objective
 
 SHOWN = 64  # of a stretch
 
@@ -78,7 +80,7 @@ def open_rows(run_dir: Path) -> tuple[Rows, Tokenizer]:
     config: dict[str, Any] = yaml.safe_load(file.read_text())
     if config["data"]["class_path"].rpartition(".")[2] != "CorpusDataModule":
         raise UserError(f"'{run_dir}' is a run of phase two: its samples are its examples in order")
-    data = _data_module(config["data"]["init_args"])
+    data = _data_module(config["data"]["init_args"], config["model"]["init_args"]["objective"])
     data.tokenizer, segments = _state(run_dir)
     every = [data.rows_of(place, "train") for place in data.stores.values()]
     if data.mixture is None:
@@ -88,11 +90,15 @@ def open_rows(run_dir: Path) -> tuple[Rows, Tokenizer]:
     return mixed, data.tokenizer
 
 
-def _data_module(options: dict[str, Any]) -> CorpusDataModule:
+def _data_module(options: dict[str, Any], objective: Any) -> CorpusDataModule:
+    import_parts()  # objectives are named without their modules
     parser = ArgumentParser()
     parser.add_class_arguments(CorpusDataModule, "data")
-    made: CorpusDataModule = parser.instantiate(parser.parse_object({"data": options})).data
-    return made
+    parser.add_subclass_arguments(Objective, "objective")
+    made = parser.instantiate(parser.parse_object({"data": options, "objective": objective}))
+    data: CorpusDataModule = made.data
+    data.objective = made.objective
+    return data
 
 
 def _state(run_dir: Path) -> tuple[Tokenizer, Segments]:

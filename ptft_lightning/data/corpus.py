@@ -10,6 +10,7 @@ from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBad
 from ptft_lightning.data.cache_config import CacheConfig
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import text_size
+from ptft_lightning.data.layouts import batch_rows, lay_out, tell_left_out
 from ptft_lightning.data.manifest import has_manifest, read_manifest
 from ptft_lightning.data.mixture_config import MixtureConfig, choose
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
@@ -178,10 +179,7 @@ class CorpusDataModule(PhaseData):
         rows = {name: self.rows_of(at, "train") for name, at in self.stores.items()}
         self.train_rows = next(iter(rows.values()))
         self.validation_rows = self.rows_of(self.store, "validation")
-        if self.layout == "sentence_pairs":
-            from ptft_lightning.data.pair_rows import tell_alone
-
-            tell_alone(self.train_rows, self.validation_rows)
+        tell_left_out(self.layout, self.train_rows, self.validation_rows)
         if self.mixture is not None and stage == "fit":
             from ptft_lightning.data.mixture import begin  # a leaf
 
@@ -238,11 +236,7 @@ class CorpusDataModule(PhaseData):
         """The rows of one split of a store."""
         opened = TokenStore(store, split, self.cache)
         order = self.seed, self.window, split == "train"
-        if self.layout == "sentence_pairs":
-            from ptft_lightning.data.pair_rows import PairRows
-
-            return PairRows(opened, self.objective.pairs, self.length, self.tokenizer, *order)
-        return Rows(opened, self.layout, self.length, self.tokenizer.pad, *order)
+        return lay_out(opened, self.layout, self.length, self.objective, self.tokenizer, order)
 
     @property
     def predicted_per_byte(self) -> float | None:
@@ -267,14 +261,9 @@ class CorpusDataModule(PhaseData):
 
     def identity(self) -> dict[str, Any]:
         """What decides the content of each sample."""
-        return {
-            "store": self.train_rows.store.manifest.fingerprint,
-            "layout": self.layout,
-            "length": self.length,
-            "seed": self.seed,
-            "window": self.window,
-            **self.train_rows.mixture,
-        }
+        named = {name: getattr(self, name) for name in ("layout", "length", "seed", "window")}
+        fingerprint = self.train_rows.store.manifest.fingerprint
+        return {"store": fingerprint, **named, **self.train_rows.mixture}
 
     @property
     def places(self) -> list[str]:
@@ -287,12 +276,9 @@ class CorpusDataModule(PhaseData):
         return [] if self.mixture is None else list(self.stores)
 
     def _dataset(self, rows: Rows) -> RowDataset:
-        given = rows, self.objective, self.tokenizer, self.seed, self.audit is not None
-        if self.layout == "sentence_pairs":
-            from ptft_lightning.data.pair_rows import PairDataset
-
-            return PairDataset(*given)
-        return RowDataset(*given)
+        audit = self.audit is not None
+        given = rows, self.objective, self.tokenizer, self.seed, audit
+        return batch_rows(self.layout, *given)
 
     def train_dataloader(self) -> BatchLoader:
         """Endless training micro-batches."""
