@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ class Plan:
     encoding: Encoding = "utf-8"
     segmenter: str | None = None
     """What finds the words whose starts are noted; None where none are."""
+    drop: str | None = None
+    """Fingerprint of the list of documents that are left out."""
 
     @property
     def reading(self) -> Reading:
@@ -52,6 +55,14 @@ def check_share(validation_share: float) -> None:
     """Refuse what is no share."""
     if not 0 <= validation_share <= 1:
         raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
+
+
+def held_out(document: str | bytes, share: float) -> bool:
+    """Whether a document belongs to the validation split: decided by its text (UTF-8) alone."""
+    if share <= 0:
+        return False
+    text = document.encode() if isinstance(document, str) else document
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) < share * 2**64
 
 
 def shown_change(name: str, old: Any, new: Any) -> str:

@@ -2,19 +2,18 @@
 
 Units are dealt in a seeded order, so that stored order is already mixed. Each finished shard leaves
 a small `.json` beside it: killed at any moment, the next call continues after the last complete
-shard and ends with the same bytes.
+shard and ends with the same bytes. Shards know nothing of each other: whoever makes them, one
+process, several or a cluster, the bytes are the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ptft_lightning.data.bad_documents import (
     MAX_BAD_SHARE,
@@ -23,11 +22,7 @@ from ptft_lightning.data.bad_documents import (
     check_limit,
 )
 from ptft_lightning.data.decoding import Encoding
-from ptft_lightning.data.documents import (
-    DocumentReader,
-    check_file,
-    text_size,
-)
+from ptft_lightning.data.documents import Unit, check_file, text_size
 from ptft_lightning.data.manifest import (
     FORMAT,
     SPLITS,
@@ -44,21 +39,18 @@ from ptft_lightning.data.plan import (
     list_units,
     shown_change,
 )
+from ptft_lightning.data.shards import ShardMaker, lots_of, receipt_of
 from ptft_lightning.data.sources import HUB, expand_sources
-from ptft_lightning.data.streams import is_url, stored_size
-from ptft_lightning.data.token_store import Flags, Ids, write_shard
+from ptft_lightning.data.streams import COMPRESSED, is_url, stored_size
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
 from ptft_lightning.progress import ByteProgress
 
-BATCH_DOCUMENTS = 512  # documents encoded at once: enough for every core
+if TYPE_CHECKING:
+    from ptft_lightning.data.drop_list import DropList
 
-
-def held_out(document: str, share: float) -> bool:
-    """Whether a document belongs to the validation split: decided by its text alone."""
-    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+Share = Callable[..., list[Any]]  # `share_out`, told where
 
 
 def prepare_store(
@@ -75,19 +67,27 @@ def prepare_store(
     word_starts: bool = False,
     lengths: list[int] | None = None,
     sizes: list[int] | None = None,
+    drop: str | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
 ) -> Manifest:
     """Tokenize `files` into a token store at `directory`; continue where a killed call stopped.
 
     Rows of `lengths` tokens in layout `documents` are counted, so that they need not be later.
     `files` may also be globs, folders, URLs and hub data sets; `sizes` are their bytes of text,
-    where they were counted already.
+    where they were counted already. `drop` is a list that `duplicates` wrote. Shards are made by
+    so many `workers`, processes of this machine, or on the Ray `cluster` of that address.
 
     Raises:
-        UserError: a missing file, an empty corpus, too many unreadable documents, or a directory
-            begun with other settings.
+        UserError: a missing file, an empty corpus, too many unreadable documents, a directory
+            begun with other settings, a drop list of other files, or a process that died.
     """
+    from ptft_lightning.data.workers import share_out  # a leaf
+
     _check_settings(directory, files, unit_bytes, validation_share, max_bad_share, lengths or [])
+    share = partial(share_out, workers=workers, cluster=cluster)
     files = expand_sources(files)
+    dropped = _read_drop_list(drop)
     plan = Plan(
         files=files,
         column=column,
@@ -95,11 +95,14 @@ def prepare_store(
         held_out=validation_share,
         seed=seed,
         unit_bytes=unit_bytes,
-        sizes=sizes or [text_size(file, column) for file in files],
+        sizes=sizes or _sizes(files, column, share),
         stored=[0 if file.startswith(HUB) else stored_size(file) for file in files],
         encoding=encoding,
         segmenter=_segmenter() if word_starts else None,
+        drop=dropped.fingerprint if dropped else None,
     )
+    if dropped:
+        dropped.check(plan)
     for file in files:  # a wrong column is said before the directory belongs to this plan
         check_file(file, plan.reading)
     target = Path(directory)
@@ -108,8 +111,13 @@ def prepare_store(
         manifest = read_manifest(target)
         check_bad_share(manifest, on_bad_document, max_bad_share)
     else:
-        _make_shards(target, plan, tokenizer, on_bad_document)
-        manifest = _collect(target, plan, tokenizer)
+        units = list_units(plan)
+        places = dropped.places if dropped else {}
+        maker = ShardMaker(target, plan, tokenizer, on_bad_document, places)
+        _make_shards(maker, units, share)
+        manifest = _collect(target, plan, tokenizer, len(units))
+        if dropped:
+            dropped.check_met(plan, manifest.dropped)
         check_bad_share(manifest, on_bad_document, max_bad_share)
         write_manifest(target, manifest)
     if lengths:
@@ -119,17 +127,25 @@ def prepare_store(
     return manifest
 
 
-def _make_shards(target: Path, plan: Plan, tokenizer: Tokenizer, on_bad: OnBadDocument) -> None:
-    done = 0
-    with ByteProgress("prepare", sum(plan.sizes)) as progress, DocumentReader(plan.reading) as docs:
-        # Made in the order of the files, so that a compressed one is read through once.
-        numbered = enumerate(list_units(plan))
-        for number, unit in sorted(numbered, key=lambda u: (u[1].path, u[1].start)):
-            if not _receipt(target, number).is_file():
-                bad = BadDocuments(on_bad=on_bad)
-                _make_shard(target, number, docs.read(unit, bad), bad, plan, tokenizer, progress)
-            done += unit.end - unit.start
-            progress.advance_to(done)
+def _make_shards(maker: ShardMaker, units: list[Unit], share: Share) -> None:
+    lots, total = lots_of(units), sum(unit.end - unit.start for unit in units)
+    left = [[n for n in lot if not receipt_of(maker.target, n[0]).is_file()] for lot in lots]
+    with ByteProgress("prepare", total) as progress:
+        fresh = sum(unit.end - unit.start for lot in left for _, unit in lot)
+        progress.advance_to(total - fresh)
+        share(maker, [lot for lot in left if lot], progress.advance, maker.name)
+
+
+def _sizes(files: list[str], column: str, share: Share) -> list[int]:
+    """Bytes of text of each file; compressed ones are read through, all at the same time."""
+    packed = [file for file in files if file.endswith(COMPRESSED)]
+    found = share(partial(_size, column), packed, lambda _: None, "the size of '{}'".format)
+    sizes = dict(zip(packed, found, strict=True))
+    return [sizes[f] if f in sizes else text_size(f, column) for f in files]
+
+
+def _size(column: str, file: str, advance: Callable[[int], None]) -> int:
+    return text_size(file, column)
 
 
 def _check_settings(
@@ -162,6 +178,14 @@ def check_bad_share(manifest: Manifest, on_bad: OnBadDocument, limit: float) -> 
     bad.check_share(sum(shard.documents for shard in shards), limit)
 
 
+def _read_drop_list(file: str | None) -> DropList | None:
+    if file is None:
+        return None
+    from ptft_lightning.data.drop_list import read_drop_list  # a leaf
+
+    return read_drop_list(file)
+
+
 def _segmenter() -> str:
     from ptft_lightning.data.word_starts import segmenter
 
@@ -186,86 +210,10 @@ def _claim(target: Path, plan: Plan) -> None:
         )
 
 
-def _receipt(target: Path, number: int) -> Path:
-    return target / f"shard-{number:05d}.json"
-
-
-def _make_shard(
-    target: Path,
-    number: int,
-    documents: Iterator[str],
-    bad: BadDocuments,
-    plan: Plan,
-    tokenizer: Tokenizer,
-    progress: ByteProgress,
-) -> None:
-    encode = _encoder(tokenizer, plan)
-    parts = {split: _Part(tokenizer) for split in SPLITS}
-    for batch in _batches(documents):
-        for document, (ids, starts) in zip(batch, encode(batch), strict=True):
-            split = "validation" if held_out(document, plan.held_out) else "train"
-            parts[split].add(tokenizer.frame(ids), len(document.encode()), starts)
-        progress.advance(sum(len(d.encode()) for d in batch))
-    with_words = plan.segmenter is not None
-    shards = {s: part.write(target, f"{s}-{number:05d}", with_words) for s, part in parts.items()}
-    receipt = {
-        "bad": {"kinds": bad.kinds, "places": bad.places},
-        "shards": {split: asdict(shard) for split, shard in shards.items()},
-    }
-    write_atomically(_receipt(target, number), json.dumps(receipt).encode())
-
-
-def _encoder(
-    tokenizer: Tokenizer, plan: Plan
-) -> Callable[[list[str]], list[tuple[list[int], Flags | None]]]:
-    """Texts to ids and, where the plan asks for them, flags of the framed document's words."""
-    if plan.segmenter is None:
-        return lambda texts: [(ids, None) for ids in tokenizer.encode(texts)]
-    from ptft_lightning.data.word_starts import encode_words
-
-    return lambda texts: [*encode_words(tokenizer, texts)]
-
-
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for document in documents:
-        batch.append(document)
-        if len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-class _Part:
-    """One split's share of a shard while it grows."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-        self.pieces: list[np.ndarray[Any, Any]] = []
-        self.lengths: list[int] = []
-        self.words: list[Flags] = []  # none, or one for each document
-        self.text_bytes = 0
-
-    def add(self, ids: list[int], text_bytes: int, starts: Flags | None) -> None:
-        self.pieces.append(np.array(ids, self.dtype))
-        self.lengths.append(len(ids))
-        self.text_bytes += text_bytes
-        if starts is not None:
-            self.words.append(starts)
-
-    def write(self, target: Path, name: str, with_words: bool) -> Shard:
-        tokens: Ids = np.concatenate([np.zeros(0, self.dtype), *self.pieces])
-        ends = np.cumsum(np.array(self.lengths, np.int64), dtype=np.int64)
-        words = np.concatenate([np.zeros(0, np.bool_), *self.words]) if with_words else None
-        return write_shard(target, name, tokens, ends, self.text_bytes, words)
-
-
-def _collect(target: Path, plan: Plan, tokenizer: Tokenizer) -> Manifest:
+def _collect(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:
     """The manifest that the receipts add up to."""
     receipts = [
-        json.loads(_receipt(target, n).read_text(encoding="utf-8"))
-        for n in range(len(list_units(plan)))
+        json.loads(receipt_of(target, n).read_text(encoding="utf-8")) for n in range(units)
     ]
     shards = {s: [Shard(**r["shards"][s]) for r in receipts] for s in SPLITS}
     bad = BadDocuments()
@@ -285,4 +233,5 @@ def _collect(target: Path, plan: Plan, tokenizer: Tokenizer) -> Manifest:
         train=shards["train"],
         validation=shards["validation"],
         bad_kinds=bad.kinds,
+        dropped=sum(receipt.get("dropped", 0) for receipt in receipts),
     )

@@ -1,0 +1,161 @@
+"""Units of text to shards, each with a receipt; knows nothing of the rest of the corpus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptft_lightning.data.bad_documents import BadDocuments, OnBadDocument
+from ptft_lightning.data.documents import DocumentReader, Placed, Unit
+from ptft_lightning.data.manifest import SPLITS, Shard
+from ptft_lightning.data.plan import Plan, held_out
+from ptft_lightning.data.streams import COMPRESSED
+from ptft_lightning.data.token_store import Flags, Ids, write_shard
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.files import write_atomically
+
+BATCH_DOCUMENTS = 2048  # documents encoded at once: enough for every core,
+BATCH_CHARACTERS = 2**20  # or so much text: an encoding is a hundred times as large as its ids
+Lot = list[tuple[int, Unit]]  # units that one process makes, one after another, numbered
+
+
+def receipt_of(target: Path, number: int) -> Path:
+    """The file that says that a shard is complete."""
+    return target / f"shard-{number:05d}.json"
+
+
+def lots_of(units: list[Unit]) -> list[Lot]:
+    """What can be made at the same time, in the order of the shards: single units, but of a
+    compressed file all, in their order, so that it is read through once."""
+
+    def where(numbered: tuple[int, Unit]) -> tuple[str, int]:
+        number, unit = numbered
+        return unit.path, 0 if unit.path.endswith(COMPRESSED) else number
+
+    apart = groupby(sorted(enumerate(units), key=where), where)
+    lots = [sorted(lot, key=lambda numbered: numbered[1].start) for _, lot in apart]
+    return sorted(lots, key=lambda lot: min(number for number, _ in lot))
+
+
+@dataclass
+class ShardMaker:
+    """Makes shards of a plan in a directory; may be sent to any process that sees the files."""
+
+    target: Path
+    plan: Plan
+    tokenizer: Tokenizer
+    on_bad: OnBadDocument
+    dropped: dict[str, Ids] = field(default_factory=dict)
+    """Of each file, where the documents start that are left out, ascending."""
+
+    def __call__(self, lot: Lot, advance: Callable[[int], None]) -> None:
+        """Make those shards of a lot that are not there; `advance` hears of bytes that are done."""
+        with DocumentReader(self.plan.reading) as reader:
+            for number, unit in lot:
+                if not receipt_of(self.target, number).is_file():
+                    bad = BadDocuments(on_bad=self.on_bad)
+                    self._make(number, unit, reader.read_placed(unit, bad), bad, advance)
+
+    def name(self, lot: Lot) -> str:
+        """The shard of a lot that is being made."""
+        missing = [(n, unit) for n, unit in lot if not receipt_of(self.target, n).is_file()]
+        number, unit = (missing or lot[-1:])[0]
+        return f"shard {number} (bytes {unit.start} to {unit.end} of the text of '{unit.path}')"
+
+    def _make(
+        self,
+        number: int,
+        unit: Unit,
+        documents: Iterator[Placed],
+        bad: BadDocuments,
+        advance: Callable[[int], None],
+    ) -> None:
+        encode = _encoder(self.tokenizer, self.plan)
+        parts = {split: _Part(self.tokenizer) for split in SPLITS}
+        left, dropped = unit.end - unit.start, 0
+        for batch in _batches(documents):
+            texts = self._kept(unit.path, batch)
+            dropped += len(batch) - len(texts)
+            raw = [text.encode() for text in texts]
+            encoded = encode(texts)
+            held = [held_out(text, self.plan.held_out) for text in raw]
+            for split, part in parts.items():
+                chosen = [i for i, h in enumerate(held) if h == (split == "validation")]
+                part.add([encoded[i] for i in chosen], sum(len(raw[i]) for i in chosen))
+            done = min(left, sum(map(len, raw)))  # the file's bytes are more, or other ones
+            advance(done)
+            left -= done
+        words = self.plan.segmenter is not None
+        shards = {s: p.write(self.target, f"{s}-{number:05d}", words) for s, p in parts.items()}
+        receipt = {
+            "bad": {"kinds": bad.kinds, "places": bad.places},
+            "dropped": dropped,
+            "shards": {split: asdict(shard) for split, shard in shards.items()},
+        }
+        write_atomically(receipt_of(self.target, number), json.dumps(receipt).encode())
+        advance(left)
+
+    def _kept(self, path: str, batch: list[Placed]) -> list[str]:
+        """The texts that are not left out."""
+        dropped = self.dropped.get(path)
+        if dropped is None:
+            return [text for _, text in batch]
+        at = np.array([at for at, _ in batch])
+        found = dropped[np.minimum(np.searchsorted(dropped, at), len(dropped) - 1)] == at
+        return [text for (_, text), drop in zip(batch, found.tolist(), strict=True) if not drop]
+
+
+def _encoder(
+    tokenizer: Tokenizer, plan: Plan
+) -> Callable[[list[str]], list[tuple[list[int], Flags | None]]]:
+    """Texts to ids and, where the plan asks for them, flags of the framed document's words."""
+    if plan.segmenter is None:
+        return lambda texts: [(ids, None) for ids in tokenizer.encode(texts)]
+    from ptft_lightning.data.word_starts import encode_words
+
+    return lambda texts: [*encode_words(tokenizer, texts)]
+
+
+def _batches(documents: Iterator[Placed]) -> Iterator[list[Placed]]:
+    batch: list[Placed] = []
+    room = BATCH_CHARACTERS
+    for document in documents:
+        batch.append(document)
+        room -= len(document[1])
+        if len(batch) == BATCH_DOCUMENTS or room <= 0:
+            yield batch
+            batch, room = [], BATCH_CHARACTERS
+    if batch:
+        yield batch
+
+
+class _Part:
+    """One split's share of a shard while it grows."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
+        self.pieces: list[np.ndarray[Any, Any]] = []
+        self.lengths: list[int] = []
+        self.words: list[Flags] = []  # none, or one for each document
+        self.text_bytes = 0
+
+    def add(self, encoded: list[tuple[list[int], Flags | None]], text_bytes: int) -> None:
+        ids = self.tokenizer.join(ids for ids, _ in encoded)
+        around = len(self.tokenizer.frame([]))
+        self.pieces.append(np.fromiter(ids, self.dtype, len(ids)))
+        self.lengths += [len(ids) + around for ids, _ in encoded]
+        self.text_bytes += text_bytes
+        self.words += [words for _, words in encoded if words is not None]
+
+    def write(self, target: Path, name: str, with_words: bool) -> Shard:
+        tokens: Ids = np.concatenate([np.zeros(0, self.dtype), *self.pieces])
+        ends = np.cumsum(np.array(self.lengths, np.int64), dtype=np.int64)
+        words = np.concatenate([np.zeros(0, np.bool_), *self.words]) if with_words else None
+        return write_shard(target, name, tokens, ends, self.text_bytes, words)
