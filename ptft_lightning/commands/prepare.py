@@ -10,6 +10,7 @@ from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.plan import UNIT_BYTES
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.workers import available_cores, check_workers
 
 
 def prepare(
@@ -25,6 +26,9 @@ def prepare(
     max_bad_share: float = MAX_BAD_SHARE,
     word_starts: bool = False,
     lengths: list[int] | None = None,
+    drop: str | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
 ) -> None:
     """Tokenize text files into a token store. A call that was killed goes on where it stopped.
 
@@ -43,7 +47,13 @@ def prepare(
         word_starts: Note where words start, for MaskedLM's whole_words (extra `zh`).
         lengths: Count the rows of so many tokens in layout `documents`; a store that is read from
             a URL in that layout needs it.
+        drop: Leave out the documents of this list, which `duplicates` wrote.
+        workers: Processes that tokenize; default: one for each core.
+        cluster: Tokenize on the nodes of this Ray cluster instead (extra `cluster`):
+            ray://host:10001, host:6379, or auto for the one this machine belongs to. All nodes
+            must see files and output under the same paths.
     """
+    check_workers(workers, cluster, unit_bytes)
     manifest = prepare_store(
         files,
         Tokenizer.load(tokenizer),
@@ -57,6 +67,9 @@ def prepare(
         max_bad_share=max_bad_share,
         word_starts=word_starts,
         lengths=lengths,
+        drop=drop,
+        workers=workers or available_cores(),
+        cluster=cluster,
     )
     for split in ("train", "validation"):
         shards = getattr(manifest, split)
@@ -67,6 +80,8 @@ def prepare(
         print(f"{manifest.bad_documents} documents could not be read: {kinds}", file=sys.stderr)
         for place in manifest.bad_places:
             print(f"  {place}", file=sys.stderr)
+    if manifest.dropped:
+        print(f"{manifest.dropped} documents were left out, as '{drop}' says")
     print(f"{output}: fingerprint {manifest.fingerprint}")
 
 

@@ -28,7 +28,6 @@ from ptft_lightning.data.streams import (
 )
 from ptft_lightning.errors import UserError
 
-
 # Where a document starts in its file (the byte of its text; of tables of rows, the row), its text.
 Placed = tuple[int, str]
 

@@ -95,7 +95,7 @@ def prepare_store(
         held_out=validation_share,
         seed=seed,
         unit_bytes=unit_bytes,
-        sizes=sizes or _sizes(files, column, share),
+        sizes=sizes or text_sizes(files, column, share),
         stored=[0 if file.startswith(HUB) else stored_size(file) for file in files],
         encoding=encoding,
         segmenter=_segmenter() if word_starts else None,
@@ -136,7 +136,7 @@ def _make_shards(maker: ShardMaker, units: list[Unit], share: Share) -> None:
         share(maker, [lot for lot in left if lot], progress.advance, maker.name)
 
 
-def _sizes(files: list[str], column: str, share: Share) -> list[int]:
+def text_sizes(files: list[str], column: str, share: Share) -> list[int]:
     """Bytes of text of each file; compressed ones are read through, all at the same time."""
     packed = [file for file in files if file.endswith(COMPRESSED)]
     found = share(partial(_size, column), packed, lambda _: None, "the size of '{}'".format)
@@ -212,9 +212,7 @@ def _claim(target: Path, plan: Plan) -> None:
 
 def _collect(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:
     """The manifest that the receipts add up to."""
-    receipts = [
-        json.loads(receipt_of(target, n).read_text(encoding="utf-8")) for n in range(units)
-    ]
+    receipts = [json.loads(receipt_of(target, n).read_text(encoding="utf-8")) for n in range(units)]
     shards = {s: [Shard(**r["shards"][s]) for r in receipts] for s in SPLITS}
     bad = BadDocuments()
     for receipt in receipts:

@@ -20,8 +20,8 @@ from ptft_lightning.data.token_store import Flags, Ids, write_shard
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.files import write_atomically
 
-BATCH_DOCUMENTS = 2048  # documents encoded at once: enough for every core,
-BATCH_CHARACTERS = 2**20  # or so much text: an encoding is a hundred times as large as its ids
+BATCH_DOCUMENTS = 1024  # documents encoded at once: enough for every core,
+BATCH_CHARACTERS = 2**18  # or so much text: encodings are a hundred times as large as ids
 Lot = list[tuple[int, Unit]]  # units that one process makes, one after another, numbered
 
 

@@ -6,6 +6,7 @@ it has done n more bytes.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,20 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_workers(workers: int | None, cluster: str | None, unit_bytes: int) -> None:
+    """Refuse what cannot be meant.
+
+    Raises:
+        UserError: no worker at all, two places to work, or units of nothing.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}: give 1 or more")
+    if workers is not None and cluster is not None:
+        raise UserError("--workers and --cluster: name one, the cluster knows its cores")
+    if unit_bytes < 1:
+        raise UserError(f"--unit_bytes is {unit_bytes}: give 1 or more")
 
 
 def share_out(
@@ -107,10 +122,8 @@ class _Pool:
             process.join()
             return
         self.running[pipe] = process, index
-        try:
+        with contextlib.suppress(OSError):  # it is dead: `_hear` will say so
             pipe.send(self.tasks[index])
-        except OSError:  # it is dead: `_hear` will say so
-            pass
 
     def _hear(self, pipe: Connection) -> None:
         process, index = self.running[pipe]

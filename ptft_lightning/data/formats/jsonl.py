@@ -12,7 +12,9 @@ from ptft_lightning.data.documents import Placed, Reading, Unit, no_column
 from ptft_lightning.data.streams import bounded_lines, seek_line
 
 
-def read_jsonl(stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments) -> Iterator[Placed]:
+def read_jsonl(
+    stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments
+) -> Iterator[Placed]:
     """Yield the documents of the lines that start in `unit`.
 
     Raises:

@@ -11,7 +11,9 @@ from ptft_lightning.data.documents import Placed, Reading, Unit
 from ptft_lightning.data.streams import MAX_LINE, bounded_lines, seek_line
 
 
-def read_txt(stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments) -> Iterator[Placed]:
+def read_txt(
+    stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments
+) -> Iterator[Placed]:
     """Yield the documents that start in `unit`."""
     at = seek_line(stream, unit.start)
     inside = at > 0 and not _after_blank_line(stream, at)
