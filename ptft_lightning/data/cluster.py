@@ -6,24 +6,26 @@ that all nodes see under the same paths.
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ptft_lightning.data.workers import Advance, R, T, Work, limit_threads
+from ptft_lightning.data.workers import Advance, Work, limit_threads
 from ptft_lightning.errors import UserError
 
 AHEAD = 4  # tasks that are handed in for each core: none waits for the next one, none floods Ray
 
 
 def run_on_cluster(
-    work: Work[T, R],
-    tasks: Sequence[T],
+    work: Work,
+    tasks: Sequence[Any],
     advance: Advance,
-    name: Callable[[T], str],
+    name: Callable[[Any], str],
     address: str,
-) -> list[R]:
+) -> list[Any]:
     """Do all tasks on the cluster at `address` (`ray://host:10001`, `host:6379` or `auto`).
 
     A task whose process or node dies is tried again by Ray, three times.
@@ -46,20 +48,29 @@ def _connect(address: str) -> Any:
             f"--cluster {address} needs Ray: pip install 'ptft-lightning[cluster]'"
         ) from error
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        _reach(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # whatever the network and other versions of Ray may raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"--cluster {address}: no Ray cluster answers there: {reason}") from error
     return ray
 
 
+def _reach(address: str) -> None:
+    """Whether anything listens there: Ray itself takes minutes to say that nothing does."""
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
 def _run(
-    ray: Any, work: Work[T, R], tasks: Sequence[T], advance: Advance, name: Callable[[T], str]
-) -> list[R]:
+    ray: Any, work: Work, tasks: Sequence[Any], advance: Advance, name: Callable[[Any], str]
+) -> list[Any]:
     remote = ray.remote(num_cpus=1)(_work)
     shared, place = [ray.put(work)], os.getcwd()  # in a list Ray leaves it a reference
     results: list[Any] = [None] * len(tasks)
-    waiting, running = iter(range(len(tasks))), {}
+    waiting = iter(range(len(tasks)))
+    running: dict[Any, int] = {}
     room = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     while True:
         while len(running) < room and (index := next(waiting, None)) is not None:

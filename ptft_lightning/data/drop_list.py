@@ -97,8 +97,10 @@ def read_drop_list(file: str) -> DropList:
         raise UserError(
             f"--drop '{file}' is not a list that `ptft_lightning duplicates` wrote: {error}"
         ) from error
-    sorted_places = {name: np.sort(np.array(at, np.int64)) for name, at in places.items()}
-    return DropList(file, digest.hexdigest()[:16], about, sorted_places)
+    ascending: dict[str, Ids] = {
+        name: np.sort(np.array(at, np.int64)) for name, at in places.items()
+    }
+    return DropList(file, digest.hexdigest()[:16], about, ascending)
 
 
 def write_drop_list(file: Path, about: dict[str, Any], entries: Iterator[dict[str, Any]]) -> None:

@@ -168,7 +168,8 @@ def _repeats(folder: Path, of_unit: Places, index: int, ranges: int) -> Places:
     order = _by_hash(together)  # of equal ones the first in the files' order stays the first
     together = together[:, order]
     where = np.stack([np.concatenate(files), np.concatenate(places)])[:, order]
-    same = np.concatenate([[False], (together[:, 1:] == together[:, :-1]).all(axis=0)])
+    same = np.zeros(together.shape[1], np.bool_)
+    same[1:] = (together[:, 1:] == together[:, :-1]).all(axis=0)
     first_of = np.maximum.accumulate(np.where(same, 0, np.arange(len(same))))
     return np.concatenate([where[:, same], where[:, first_of[same]]])
 

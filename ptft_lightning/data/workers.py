@@ -14,13 +14,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any
 
 from ptft_lightning.errors import UserError
 
-T, R = TypeVar("T"), TypeVar("R")
 Advance = Callable[[int], None]
-Work = Callable[[T, Advance], R]
+Work = Callable[[Any, Advance], Any]
 
 
 def available_cores() -> int:
@@ -45,13 +44,13 @@ def check_workers(workers: int | None, cluster: str | None, unit_bytes: int) -> 
 
 
 def share_out(
-    work: Work[T, R],
-    tasks: Sequence[T],
+    work: Work,
+    tasks: Sequence[Any],
     advance: Advance,
-    name: Callable[[T], str],
+    name: Callable[[Any], str],
     workers: int = 1,
     cluster: str | None = None,
-) -> list[R]:
+) -> list[Any]:
     """Do all tasks: here, in `workers` processes of this machine, or on a Ray cluster.
 
     `name` says what a task is, for the message when the process that did it died.
@@ -77,7 +76,7 @@ class _Pool:
 
     def __init__(
         self,
-        work: Work[Any, Any],
+        work: Work,
         tasks: Sequence[Any],
         advance: Advance,
         name: Callable[[Any], str],
@@ -95,9 +94,9 @@ class _Pool:
                 pipe, process = self._start()
                 self._give(pipe, process)
             while self.running:
-                for pipe in wait(list(self.running)):
-                    assert isinstance(pipe, Connection)
-                    self._hear(pipe)
+                ready: list[Any] = wait(list(self.running))
+                for heard in ready:
+                    self._hear(heard)
         finally:  # after a mistake or Ctrl-C, too
             for process, _ in self.running.values():
                 process.terminate()
@@ -152,7 +151,7 @@ def _died(process: BaseProcess, task: str) -> str:
     )
 
 
-def _serve(pipe: Connection, work: Work[Any, Any], threads: int) -> None:
+def _serve(pipe: Connection, work: Work, threads: int) -> None:
     """The life of a process: tasks in; what it does, results or an error out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends us
     limit_threads(threads)

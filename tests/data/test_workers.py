@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from faults.kit import finish, launch, words
+from faults.work import act
 
-from ptft_lightning.data.bad_documents import BadDocuments
 from ptft_lightning.data.documents import Unit
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.shards import lots_of
@@ -76,24 +76,7 @@ def test_a_compressed_file_is_one_lot_in_its_order() -> None:
     ]
 
 
-# Work for processes of their own, which import this file.
-
-
-def act(task: str, advance: Any) -> tuple[str, int]:
-    advance(2)
-    if task == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if task == "leave":
-        os._exit(3)
-    if task == "mistake":
-        raise UserError("the user's own")
-    if task == "full":
-        raise OSError(28, "No space left on device", "/full/disk")
-    if task == "fault":
-        raise ZeroDivisionError("a fault of ours")
-    if task == "bad":
-        BadDocuments(on_bad="stop").add("broken JSON", "x at byte 5", "not a JSON line")
-    return task.upper(), os.getpid()
+# Work that goes wrong.
 
 
 def shared(tasks: list[str], workers: int = 2) -> list[tuple[str, int]]:
