@@ -89,7 +89,7 @@ def test_what_goes_wrong_on_a_node_is_said_here(cluster: str) -> None:
         run("die")
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port", "auto"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port"])
 def test_no_cluster_there(address: str) -> None:
     with pytest.raises(UserError, match=f"--cluster {address}: no Ray cluster answers there: "):
         share_out(act, ["a"], lambda _: None, str, cluster=address)
