@@ -165,7 +165,8 @@ class TokenStore:
         for kind, length in zip(self.manifest.arrays, lengths, strict=False):
             file = folder / f"{shard.name}.{kind}.npy"
             try:
-                array = np.load(file, mmap_mode="r", allow_pickle=False)
+                # As a plain array: numpy's class for maps takes longer over a slice than to read it.
+                array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
             except (OSError, ValueError, EOFError) as error:
                 raise UserError(f"token store shard '{file}' cannot be read: {error}") from error
             if len(array) != length:
