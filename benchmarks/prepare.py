@@ -26,16 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from ptft_lightning.data.prepare import prepare_store
-from ptft_lightning.data.row_batches import RowDataset
-from ptft_lightning.data.rows import Rows
-from ptft_lightning.data.steps import Slots
-from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.workers import available_cores
-from ptft_lightning.objectives.causal import CausalLM
 
 LENGTH, BATCH = 1024, 16
 BARE = 2048  # documents a call
@@ -88,6 +82,15 @@ def measure_prepare(file: str, tokenizer: Tokenizer, folder: Path, repeats: int)
 
 
 def measure_read(tokenizer: Tokenizer, folder: Path, repeats: int) -> dict[str, Any]:
+    # Here, because the processes that prepare import this file, too.
+    from torch.utils.data import DataLoader
+
+    from ptft_lightning.data.row_batches import RowDataset
+    from ptft_lightning.data.rows import Rows
+    from ptft_lightning.data.steps import Slots
+    from ptft_lightning.data.token_store import TokenStore
+    from ptft_lightning.objectives.causal import CausalLM
+
     store = TokenStore(folder / "store", "train")
     rows = Rows(store, "blocks", LENGTH, tokenizer.pad, 0, 16, shuffle=True)
     count = len(rows) // BATCH

@@ -81,8 +81,9 @@ LEAVES = (
     *("data/overlap.py", "commands/extend.py", "commands/overlap.py"),
     *("commands/extract.py", "commands/exclusive.py", "commands/duplicates.py"),
     *("data/workers.py", "data/cluster.py", "data/duplicates.py", "data/drop_list.py"),
+    "data/lots.py",
 )
-CORE_CODE_LINES = 5950  # 3,000 was the aim
+CORE_CODE_LINES = 6010  # 3,000 was the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60
 

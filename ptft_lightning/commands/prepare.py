@@ -7,6 +7,7 @@ import sys
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, OnBadDocument, by_kind
 from ptft_lightning.data.decoding import Encoding
+from ptft_lightning.data.drop_list import read_drop_list
 from ptft_lightning.data.plan import UNIT_BYTES
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -67,7 +68,7 @@ def prepare(
         max_bad_share=max_bad_share,
         word_starts=word_starts,
         lengths=lengths,
-        drop=drop,
+        dropped=read_drop_list(drop) if drop else None,
         workers=workers or available_cores(),
         cluster=cluster,
     )

@@ -22,9 +22,8 @@ import numpy.typing as npt
 from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
 from ptft_lightning.data.documents import DocumentReader, Reading, Unit, check_file, split_units
 from ptft_lightning.data.drop_list import write_drop_list
+from ptft_lightning.data.lots import Lot, lots_of, text_sizes
 from ptft_lightning.data.plan import UNIT_BYTES
-from ptft_lightning.data.prepare import text_sizes
-from ptft_lightning.data.shards import Lot, lots_of
 from ptft_lightning.data.sources import HUB, expand_sources
 from ptft_lightning.data.streams import stored_size
 from ptft_lightning.data.workers import Advance, share_out

@@ -9,7 +9,6 @@ process, several or a cluster, the bytes are the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from ptft_lightning.data.bad_documents import (
     check_limit,
 )
 from ptft_lightning.data.decoding import Encoding
-from ptft_lightning.data.documents import Unit, check_file, text_size
+from ptft_lightning.data.documents import check_file
 from ptft_lightning.data.manifest import (
     FORMAT,
     SPLITS,
@@ -39,18 +38,15 @@ from ptft_lightning.data.plan import (
     list_units,
     shown_change,
 )
-from ptft_lightning.data.shards import ShardMaker, lots_of, receipt_of
+from ptft_lightning.data.shards import ShardMaker, receipt_of
 from ptft_lightning.data.sources import HUB, expand_sources
-from ptft_lightning.data.streams import COMPRESSED, is_url, stored_size
+from ptft_lightning.data.streams import is_url, stored_size
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
-from ptft_lightning.progress import ByteProgress
 
 if TYPE_CHECKING:
     from ptft_lightning.data.drop_list import DropList
-
-Share = Callable[..., list[Any]]  # `share_out`, told where
 
 
 def prepare_store(
@@ -67,7 +63,7 @@ def prepare_store(
     word_starts: bool = False,
     lengths: list[int] | None = None,
     sizes: list[int] | None = None,
-    drop: str | None = None,
+    dropped: DropList | None = None,
     workers: int = 1,
     cluster: str | None = None,
 ) -> Manifest:
@@ -75,19 +71,19 @@ def prepare_store(
 
     Rows of `lengths` tokens in layout `documents` are counted, so that they need not be later.
     `files` may also be globs, folders, URLs and hub data sets; `sizes` are their bytes of text,
-    where they were counted already. `drop` is a list that `duplicates` wrote. Shards are made by
+    where they were counted already. What `dropped` lists is left out. Shards are made by
     so many `workers`, processes of this machine, or on the Ray `cluster` of that address.
 
     Raises:
         UserError: a missing file, an empty corpus, too many unreadable documents, a directory
             begun with other settings, a drop list of other files, or a process that died.
     """
-    from ptft_lightning.data.workers import share_out  # a leaf
+    from ptft_lightning.data.lots import make_shards, text_sizes  # leaves
+    from ptft_lightning.data.workers import share_out
 
     _check_settings(directory, files, unit_bytes, validation_share, max_bad_share, lengths or [])
     share = partial(share_out, workers=workers, cluster=cluster)
     files = expand_sources(files)
-    dropped = _read_drop_list(drop)
     plan = Plan(
         files=files,
         column=column,
@@ -114,7 +110,7 @@ def prepare_store(
         units = list_units(plan)
         places = dropped.places if dropped else {}
         maker = ShardMaker(target, plan, tokenizer, on_bad_document, places)
-        _make_shards(maker, units, share)
+        make_shards(maker, units, share)
         manifest = _collect(target, plan, tokenizer, len(units))
         if dropped:
             dropped.check_met(plan, manifest.dropped)
@@ -125,27 +121,6 @@ def prepare_store(
 
         manifest = count_rows(target, manifest, lengths)
     return manifest
-
-
-def _make_shards(maker: ShardMaker, units: list[Unit], share: Share) -> None:
-    lots, total = lots_of(units), sum(unit.end - unit.start for unit in units)
-    left = [[n for n in lot if not receipt_of(maker.target, n[0]).is_file()] for lot in lots]
-    with ByteProgress("prepare", total) as progress:
-        fresh = sum(unit.end - unit.start for lot in left for _, unit in lot)
-        progress.advance_to(total - fresh)
-        share(maker, [lot for lot in left if lot], progress.advance, maker.name)
-
-
-def text_sizes(files: list[str], column: str, share: Share) -> list[int]:
-    """Bytes of text of each file; compressed ones are read through, all at the same time."""
-    packed = [file for file in files if file.endswith(COMPRESSED)]
-    found = share(partial(_size, column), packed, lambda _: None, "the size of '{}'".format)
-    sizes = dict(zip(packed, found, strict=True))
-    return [sizes[f] if f in sizes else text_size(f, column) for f in files]
-
-
-def _size(column: str, file: str, advance: Callable[[int], None]) -> int:
-    return text_size(file, column)
 
 
 def _check_settings(
@@ -176,14 +151,6 @@ def check_bad_share(manifest: Manifest, on_bad: OnBadDocument, limit: float) -> 
     bad = BadDocuments(manifest.bad_kinds, manifest.bad_places, on_bad)
     shards = (*manifest.train, *manifest.validation)
     bad.check_share(sum(shard.documents for shard in shards), limit)
-
-
-def _read_drop_list(file: str | None) -> DropList | None:
-    if file is None:
-        return None
-    from ptft_lightning.data.drop_list import read_drop_list  # a leaf
-
-    return read_drop_list(file)
 
 
 def _segmenter() -> str:

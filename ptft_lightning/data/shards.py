@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,17 @@ from ptft_lightning.data.bad_documents import BadDocuments, OnBadDocument
 from ptft_lightning.data.documents import DocumentReader, Placed, Unit
 from ptft_lightning.data.manifest import SPLITS, Shard
 from ptft_lightning.data.plan import Plan, held_out
-from ptft_lightning.data.streams import COMPRESSED
 from ptft_lightning.data.token_store import Flags, Ids, write_shard
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.files import write_atomically
 
 BATCH_DOCUMENTS = 1024  # documents encoded at once: enough for every core,
 BATCH_CHARACTERS = 2**18  # or so much text: encodings are a hundred times as large as ids
-Lot = list[tuple[int, Unit]]  # units that one process makes, one after another, numbered
 
 
 def receipt_of(target: Path, number: int) -> Path:
     """The file that says that a shard is complete."""
     return target / f"shard-{number:05d}.json"
-
-
-def lots_of(units: list[Unit]) -> list[Lot]:
-    """What can be made at the same time, in the order of the shards: single units, but of a
-    compressed file all, in their order, so that it is read through once."""
-
-    def where(numbered: tuple[int, Unit]) -> tuple[str, int]:
-        number, unit = numbered
-        return unit.path, 0 if unit.path.endswith(COMPRESSED) else number
-
-    apart = groupby(sorted(enumerate(units), key=where), where)
-    lots = [sorted(lot, key=lambda numbered: numbered[1].start) for _, lot in apart]
-    return sorted(lots, key=lambda lot: min(number for number, _ in lot))
 
 
 @dataclass
@@ -54,19 +38,14 @@ class ShardMaker:
     dropped: dict[str, Ids] = field(default_factory=dict)
     """Of each file, where the documents start that are left out, ascending."""
 
-    def __call__(self, lot: Lot, advance: Callable[[int], None]) -> None:
-        """Make those shards of a lot that are not there; `advance` hears of bytes that are done."""
+    def __call__(self, lot: list[tuple[int, Unit]], advance: Callable[[int], None]) -> None:
+        """Make those shards of numbered units that are not there, one after another; `advance`
+        hears of bytes that are done."""
         with DocumentReader(self.plan.reading) as reader:
             for number, unit in lot:
                 if not receipt_of(self.target, number).is_file():
                     bad = BadDocuments(on_bad=self.on_bad)
                     self._make(number, unit, reader.read_placed(unit, bad), bad, advance)
-
-    def name(self, lot: Lot) -> str:
-        """The shard of a lot that is being made."""
-        missing = [(n, unit) for n, unit in lot if not receipt_of(self.target, n).is_file()]
-        number, unit = (missing or lot[-1:])[0]
-        return f"shard {number} (bytes {unit.start} to {unit.end} of the text of '{unit.path}')"
 
     def _make(
         self,

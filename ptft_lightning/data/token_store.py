@@ -165,7 +165,7 @@ class TokenStore:
         for kind, length in zip(self.manifest.arrays, lengths, strict=False):
             file = folder / f"{shard.name}.{kind}.npy"
             try:
-                # As a plain array: numpy's class for maps takes longer over a slice than to read it.
+                # As a plain array: a slice of numpy's class for maps costs more than its reading.
                 array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
             except (OSError, ValueError, EOFError) as error:
                 raise UserError(f"token store shard '{file}' cannot be read: {error}") from error

@@ -13,6 +13,7 @@ import pytest
 from faults.work import act
 
 from ptft_lightning.data.documents import Reading
+from ptft_lightning.data.drop_list import read_drop_list
 from ptft_lightning.data.duplicates import find_duplicates
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -71,7 +72,11 @@ def test_two_nodes_write_the_bytes_of_one_process(
         drop = tmp_path / name / "drop.jsonl"
         found = find_duplicates(files, drop, Reading(), unit_bytes=4000, cluster=where)
         assert found.repeated.shape[1] >= 300  # the files hold the same documents
-        options: dict[str, Any] = {"unit_bytes": 4000, "drop": str(drop), "cluster": where}
+        options: dict[str, Any] = {
+            "unit_bytes": 4000,
+            "dropped": read_drop_list(str(drop)),
+            "cluster": where,
+        }
         assert prepare_store(files, bpe, tmp_path / name / "store", **options).dropped >= 300
     assert drop.read_bytes() == (tmp_path / "one" / "drop.jsonl").read_bytes()
     assert content(tmp_path / "one" / "store") == content(tmp_path / "two" / "store")

@@ -134,7 +134,7 @@ def test_the_list_must_fit(
 
     def refused(message: str, files: list[str] = files, drop: str = drop, **options: Any) -> None:
         with pytest.raises(UserError, match=message):
-            prepare_store(files, bpe, tmp_path / "store", drop=drop, **options)
+            prepare_store(files, bpe, tmp_path / "store", dropped=read_drop_list(drop), **options)
         assert not (tmp_path / "store").exists()
 
     refused("does not know '.*other.jsonl': make it again", [*files, str(other)])
@@ -145,11 +145,13 @@ def test_the_list_must_fit(
     cut.write_text("".join(Path(drop).read_text().splitlines(keepends=True)[:-1]))
     refused(r"it has \d+ lines, its first one says", drop=str(cut))
     # A part of the files is enough.
-    assert prepare_store(files[:1], bpe, tmp_path / "part", drop=drop).dropped == 9
+    assert (
+        prepare_store(files[:1], bpe, tmp_path / "part", dropped=read_drop_list(drop)).dropped == 9
+    )
     # Another list is another store.
     prepare_store(files, bpe, tmp_path / "begun")
     with pytest.raises(UserError, match=r"other settings \(drop None -> '"):
-        prepare_store(files, bpe, tmp_path / "begun", drop=drop)
+        prepare_store(files, bpe, tmp_path / "begun", dropped=read_drop_list(drop))
     # A file that changed, of the same length or another.
     find_duplicates([str(other)] * 2, drop, Reading())
     other.write_bytes(lines(["one", "two"]))
@@ -158,7 +160,7 @@ def test_the_list_must_fit(
     find_duplicates([str(other)], drop, Reading())
     other.write_bytes(lines(["o", "ooo"]))
     with pytest.raises(UserError, match="names 1 documents, 0 of them start where it says"):
-        prepare_store([str(other)], bpe, tmp_path / "changed", drop=drop)
+        prepare_store([str(other)], bpe, tmp_path / "changed", dropped=read_drop_list(drop))
     assert not (tmp_path / "changed" / "manifest.json").exists()
 
 

@@ -15,8 +15,8 @@ from faults.kit import finish, launch, words
 from faults.work import act
 
 from ptft_lightning.data.documents import Unit
+from ptft_lightning.data.lots import lots_of
 from ptft_lightning.data.prepare import prepare_store
-from ptft_lightning.data.shards import lots_of
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.workers import available_cores, share_out
 from ptft_lightning.errors import UserError
