@@ -8,6 +8,7 @@ from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, OnBadDocument, by_kind
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.drop_list import read_drop_list
+from ptft_lightning.data.manifest import Manifest
 from ptft_lightning.data.plan import UNIT_BYTES
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -72,6 +73,10 @@ def prepare(
         workers=workers or available_cores(),
         cluster=cluster,
     )
+    _report(manifest, output, drop)
+
+
+def _report(manifest: Manifest, output: str, drop: str | None) -> None:
     for split in ("train", "validation"):
         shards = getattr(manifest, split)
         documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
