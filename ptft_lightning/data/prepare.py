@@ -9,6 +9,7 @@ process, several or a cluster, the bytes are the same.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -71,14 +72,14 @@ def prepare_store(
 
     Rows of `lengths` tokens in layout `documents` are counted, so that they need not be later.
     `files` may also be globs, folders, URLs and hub data sets; `sizes` are their bytes of text,
-    where they were counted already. What `dropped` lists is left out. Shards are made by
-    so many `workers`, processes of this machine, or on the Ray `cluster` of that address.
+    where they were counted already. What `dropped` lists is left out. Shards are made by `workers`
+    processes of this machine, or on the Ray `cluster` of that address.
 
     Raises:
-        UserError: a missing file, an empty corpus, too many unreadable documents, a directory
-            begun with other settings, a drop list of other files, or a process that died.
+        UserError: a missing file, an empty corpus, too much that cannot be read, other settings
+            than the directory's, a drop list of other files, a process that died.
     """
-    from ptft_lightning.data.lots import make_shards, text_sizes  # leaves
+    from ptft_lightning.data.lots import text_sizes  # leaves
     from ptft_lightning.data.workers import share_out
 
     _check_settings(directory, files, unit_bytes, validation_share, max_bad_share, lengths or [])
@@ -97,29 +98,37 @@ def prepare_store(
         segmenter=_segmenter() if word_starts else None,
         drop=dropped.fingerprint if dropped else None,
     )
-    if dropped:
-        dropped.check(plan)
-    for file in files:  # a wrong column is said before the directory belongs to this plan
-        check_file(file, plan.reading)
     target = Path(directory)
-    _claim(target, plan)
-    if (target / "manifest.json").is_file():
-        manifest = read_manifest(target)
-        check_bad_share(manifest, on_bad_document, max_bad_share)
-    else:
-        units = list_units(plan)
-        places = dropped.places if dropped else {}
-        maker = ShardMaker(target, plan, tokenizer, on_bad_document, places)
-        make_shards(maker, units, share)
-        manifest = _collect(target, plan, tokenizer, len(units))
-        if dropped:
-            dropped.check_met(plan, manifest.dropped)
-        check_bad_share(manifest, on_bad_document, max_bad_share)
+    _claim(target, plan, dropped)
+    finished = (target / "manifest.json").is_file()
+    make = partial(_make_all, target, plan, tokenizer, on_bad_document, dropped, share)
+    manifest = read_manifest(target) if finished else make()
+    check_bad_share(manifest, on_bad_document, max_bad_share)
+    if not finished:
         write_manifest(target, manifest)
     if lengths:
         from ptft_lightning.data.row_counts import count_rows  # a leaf
 
         manifest = count_rows(target, manifest, lengths)
+    return manifest
+
+
+def _make_all(
+    target: Path,
+    plan: Plan,
+    tokenizer: Tokenizer,
+    on_bad: OnBadDocument,
+    dropped: DropList | None,
+    share: Callable[..., list[Any]],
+) -> Manifest:
+    from ptft_lightning.data.lots import make_shards
+
+    units = list_units(plan)
+    places = dropped.places if dropped else {}
+    make_shards(ShardMaker(target, plan, tokenizer, on_bad, places), units, share)
+    manifest = _collect(target, plan, tokenizer, len(units))
+    if dropped:
+        dropped.check_met(plan, manifest.dropped)
     return manifest
 
 
@@ -159,8 +168,12 @@ def _segmenter() -> str:
     return segmenter()
 
 
-def _claim(target: Path, plan: Plan) -> None:
+def _claim(target: Path, plan: Plan, dropped: DropList | None) -> None:
     """Note the plan in the directory, or check that the same plan began it."""
+    if dropped:
+        dropped.check(plan)
+    for file in plan.files:  # a wrong column is said before the directory belongs to this plan
+        check_file(file, plan.reading)
     target.mkdir(parents=True, exist_ok=True)
     note = target / "plan.json"
     content = json.dumps(asdict(plan), indent=1, ensure_ascii=False)
