@@ -84,9 +84,8 @@ def prepare_store(
 
     _check_settings(directory, files, unit_bytes, validation_share, max_bad_share, lengths or [])
     share = partial(share_out, workers=workers, cluster=cluster)
-    files = expand_sources(files)
     plan = Plan(
-        files=files,
+        files=(files := expand_sources(files)),
         column=column,
         tokenizer=tokenizer.fingerprint,
         held_out=validation_share,
