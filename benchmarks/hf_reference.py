@@ -27,7 +27,7 @@ import transformers as hf
 from ptft_lightning.data.bad_documents import BadDocuments
 from ptft_lightning.data.documents import Reading, text_size
 from ptft_lightning.data.examples import Columns, Example, read_examples
-from ptft_lightning.data.prepare import held_out
+from ptft_lightning.data.plan import held_out
 from ptft_lightning.data.sampling import sample_documents
 from ptft_lightning.data.tokenizer import Tokenizer
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "tokenizer": ("ptft_lightning.commands.tokenizer", "learn a tokenizer from text files"),
     "extend": ("ptft_lightning.commands.extend", "add tokens of new text to a model's tokenizer"),
     "prepare": ("ptft_lightning.commands.prepare", "turn text files into a token store"),
+    "duplicates": ("ptft_lightning.commands.duplicates", "list documents that repeat another one"),
     "check": ("ptft_lightning.commands.check", "before a long fit: look at data, loss, gradients"),
     "plan": ("ptft_lightning.commands.plan", "what a fit will cost: memory, FLOPs, hours, disk"),
     "doctor": (

@@ -36,7 +36,7 @@ from wandb.proto import wandb_internal_pb2
 
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
 from ptft_lightning.commands import trainer_options
-from ptft_lightning.data.prepare import held_out
+from ptft_lightning.data.plan import held_out
 from ptft_lightning.data.tokenizer import Tokenizer
 
 BOTH = {

@@ -55,6 +55,7 @@ def _store(place: str) -> dict[str, Any]:
         "tokenizer": manifest.tokenizer,
         "dtype": manifest.dtype,
         **splits,
+        "dropped": manifest.dropped,
         "bad_documents": manifest.bad_documents,
         "bad_kinds": manifest.bad_kinds,
         "bad_places": manifest.bad_places,

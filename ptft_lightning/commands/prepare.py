@@ -7,9 +7,12 @@ import sys
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, OnBadDocument, by_kind
 from ptft_lightning.data.decoding import Encoding
+from ptft_lightning.data.drop_list import read_drop_list
+from ptft_lightning.data.manifest import Manifest
 from ptft_lightning.data.plan import UNIT_BYTES
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.workers import available_cores, check_workers
 
 
 def prepare(
@@ -26,6 +29,9 @@ def prepare(
     word_starts: bool = False,
     sentences: bool = False,
     lengths: list[int] | None = None,
+    drop: str | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
 ) -> None:
     """Tokenize text files into a token store. A call that was killed goes on where it stopped.
 
@@ -45,7 +51,13 @@ def prepare(
         sentences: Note where sentences start, for layout `sentence_pairs` (extra `sentences`).
         lengths: Count the rows of so many tokens in layouts `documents` and `sentence_pairs`; a
             store that is read from a URL in one of these needs it.
+        drop: Leave out the documents of this list, which `duplicates` wrote.
+        workers: Processes that tokenize; default: one for each core.
+        cluster: Tokenize on the nodes of this Ray cluster instead (extra `cluster`):
+            ray://host:10001, host:6379, or auto for the one this machine belongs to. All nodes
+            must see files and output under the same paths.
     """
+    check_workers(workers, cluster, unit_bytes)
     manifest = prepare_store(
         files,
         Tokenizer.load(tokenizer),
@@ -60,12 +72,19 @@ def prepare(
         word_starts=word_starts,
         sentences=sentences,
         lengths=lengths,
+        dropped=read_drop_list(drop) if drop else None,
+        workers=workers or available_cores(),
+        cluster=cluster,
     )
+    _report(manifest, output, drop, (lengths or []) if sentences else [])
+
+
+def _report(manifest: Manifest, output: str, drop: str | None, pair_lengths: list[int]) -> None:
     for split in ("train", "validation"):
         shards = getattr(manifest, split)
         documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
         print(f"{split}: {documents} documents, {tokens} tokens in {len(shards)} shards")
-        for n in lengths or [] if sentences else []:
+        for n in pair_lengths:
             alone = sum(s.rows[f"alone {n}"] for s in shards)
             print(f"  {alone} of one sentence make no pair in rows of {n} tokens")
     if manifest.bad_documents:
@@ -73,6 +92,8 @@ def prepare(
         print(f"{manifest.bad_documents} documents could not be read: {kinds}", file=sys.stderr)
         for place in manifest.bad_places:
             print(f"  {place}", file=sys.stderr)
+    if manifest.dropped:
+        print(f"{manifest.dropped} documents were left out, as '{drop}' says")
     print(f"{output}: fingerprint {manifest.fingerprint}")
 
 

@@ -69,14 +69,14 @@ class Batch:
 
 def positions_of(documents: Ints) -> Ints:
     """Position of each token within its document, (B, T); padding counts as a document."""
-    index = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
-    starts = np.where(_starts(documents), index, 0)
-    return index - np.maximum.accumulate(starts, axis=1)
+    begins = np.flatnonzero(_starts(documents))
+    lengths = np.diff(begins, append=documents.size)
+    return (np.arange(documents.size) - np.repeat(begins, lengths)).reshape(documents.shape)
 
 
 def bounds_of(documents: Ints) -> Ints:
     """Cumulative lengths of the documents of all rows, padding runs included, (B*T + 1,) int32."""
-    begins = np.flatnonzero(_starts(documents).ravel())
+    begins = np.flatnonzero(_starts(documents))
     bounds = np.full(documents.size + 1, documents.size, np.int32)
     bounds[: len(begins)] = begins
     return bounds
@@ -100,10 +100,11 @@ def build_batch(
     sources: Ints | None = None,
 ) -> Batch:
     """Numpy arrays (shapes as in `Batch`) to a batch; full one-document rows take the fast path."""
+    documents = np.ascontiguousarray(documents, np.int64)
     full = bool((documents == 1).all())
     return Batch(
         tokens=torch.from_numpy(tokens.astype(np.int64)),
-        documents=None if full else torch.from_numpy(documents.astype(np.int64)),
+        documents=None if full else torch.from_numpy(documents),
         positions=None if full else torch.from_numpy(positions_of(documents)),
         segments=None if segments is None else torch.from_numpy(segments.astype(np.int64)),
         bounds=torch.from_numpy(bounds_of(documents)),

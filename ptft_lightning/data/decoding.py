@@ -32,16 +32,17 @@ def decode(raw: bytes, encoding: Encoding, place: str, bad: BadDocuments) -> str
 
 def fit_text(text: str, place: str, bad: BadDocuments) -> str | None:
     """The text if it can be a document; None if it is blank or, counted in `bad`, unfit."""
-    if not text.strip():  # an ideographic space alone is no document, either
+    if not text or text.isspace():  # an ideographic space alone is no document, either
         return None
     if "\0" in text:
         bad.add(NUL_BYTES, place, "NUL bytes in the text")
         return None
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        bad.add(BAD_BYTES, place, "half of a surrogate pair (not valid Unicode)")
-        return None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            bad.add(BAD_BYTES, place, "half of a surrogate pair (not valid Unicode)")
+            return None
     return text
 
 

@@ -28,6 +28,9 @@ from ptft_lightning.data.streams import (
 )
 from ptft_lightning.errors import UserError
 
+# Where a document starts in its file (the byte of its text; of tables of rows, the row), its text.
+Placed = tuple[int, str]
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -58,7 +61,7 @@ class RowReader(Protocol):
         """Where in those bytes a unit may start."""
         ...
 
-    def read_rows(self, unit: Unit, column: str, bad: BadDocuments) -> Iterator[str]:
+    def read_rows(self, unit: Unit, column: str, bad: BadDocuments) -> Iterator[Placed]:
         """The documents of a unit."""
         ...
 
@@ -129,6 +132,10 @@ class DocumentReader:
             self.stream.close()
 
     def read(self, unit: Unit, bad: BadDocuments) -> Iterator[str]:
+        """Yield the texts that `read_placed` gives."""
+        return (text for _, text in self.read_placed(unit, bad))
+
+    def read_placed(self, unit: Unit, bad: BadDocuments) -> Iterator[Placed]:
         """Yield the documents that start inside `unit`; unreadable ones are added to `bad`.
 
         Raises:
@@ -159,7 +166,7 @@ class DocumentReader:
             self.stream, self.path = open_bytes(path), path
         return self.stream
 
-    def _lines(self, stream: IO[bytes], unit: Unit, bad: BadDocuments) -> Iterator[str]:
+    def _lines(self, stream: IO[bytes], unit: Unit, bad: BadDocuments) -> Iterator[Placed]:
         suffix = suffix_of(unit.path)
         if suffix in TABLES:
             from ptft_lightning.data.formats.separated import read_separated as read

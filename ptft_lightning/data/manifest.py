@@ -51,6 +51,8 @@ class Manifest:
     validation: list[Shard]
     bad_kinds: dict[str, int] = field(default_factory=dict)
     """How many of the bad documents are of which kind."""
+    dropped: int = 0
+    """Documents that a drop list named, and that were left out."""
 
     @property
     def segmenter(self) -> str | None:

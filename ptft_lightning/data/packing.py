@@ -89,10 +89,11 @@ def read_block(tokens: Stream, ends: Ids, row: int, length: int, out: Ids, docum
     piece = tokens[start : start + length + 1]
     stop = start + len(piece)
     out[: len(piece)] = piece
-    first = int(np.searchsorted(ends, start, side="right"))
-    last = int(np.searchsorted(ends, stop, side="left"))
-    cuts = np.concatenate([[start], ends[first:last], [stop]])
-    documents[: len(piece)] = np.repeat(np.arange(1, len(cuts)), np.diff(cuts))
+    first, last = int(ends.searchsorted(start, "right")), int(ends.searchsorted(stop, "left"))
+    at = 0
+    for number, end in enumerate((*ends[first:last].tolist(), stop), start=1):
+        documents[at : end - start] = number
+        at = end - start
 
 
 def read_pieces(tokens: Stream, pieces: Pieces, row: int, out: Ids, documents: Ids) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Plan:
     """What finds the words whose starts are noted; None where none are."""
     splitter: str | None = None
     """What finds the sentences whose starts are noted; None where none are."""
+    drop: str | None = None
+    """Fingerprint of the list of documents that are left out."""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -60,6 +63,14 @@ def check_share(validation_share: float) -> None:
     """Refuse what is no share."""
     if not 0 <= validation_share <= 1:
         raise UserError(f"validation_share is {validation_share}: give a share from 0 to 1")
+
+
+def held_out(document: str | bytes, share: float) -> bool:
+    """Whether a document belongs to the validation split: decided by its text (UTF-8) alone."""
+    if share <= 0:
+        return False
+    text = document.encode() if isinstance(document, str) else document
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) < share * 2**64
 
 
 def shown_change(name: str, old: Any, new: Any) -> str:

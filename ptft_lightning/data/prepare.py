@@ -2,19 +2,18 @@
 
 Units are dealt in a seeded order, so that stored order is already mixed. Each finished shard leaves
 a small `.json` beside it: killed at any moment, the next call continues after the last complete
-shard and ends with the same bytes.
+shard and ends with the same bytes. Shards know nothing of each other: whoever makes them, one
+process, several or a cluster, the bytes are the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ptft_lightning.data.bad_documents import (
     MAX_BAD_SHARE,
@@ -23,11 +22,7 @@ from ptft_lightning.data.bad_documents import (
     check_limit,
 )
 from ptft_lightning.data.decoding import Encoding
-from ptft_lightning.data.documents import (
-    DocumentReader,
-    check_file,
-    text_size,
-)
+from ptft_lightning.data.documents import check_file
 from ptft_lightning.data.manifest import (
     FORMAT,
     SPLITS,
@@ -44,21 +39,15 @@ from ptft_lightning.data.plan import (
     list_units,
     shown_change,
 )
+from ptft_lightning.data.shards import ShardMaker, receipt_of
 from ptft_lightning.data.sources import HUB, expand_sources
 from ptft_lightning.data.streams import is_url, stored_size
-from ptft_lightning.data.token_store import Flags, Ids, Marks, write_shard
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
-from ptft_lightning.progress import ByteProgress
 
-BATCH_DOCUMENTS = 512  # documents encoded at once: enough for every core
-
-
-def held_out(document: str, share: float) -> bool:
-    """Whether a document belongs to the validation split: decided by its text alone."""
-    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+if TYPE_CHECKING:
+    from ptft_lightning.data.drop_list import DropList
 
 
 def prepare_store(
@@ -76,43 +65,47 @@ def prepare_store(
     sentences: bool = False,
     lengths: list[int] | None = None,
     sizes: list[int] | None = None,
+    dropped: DropList | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
 ) -> Manifest:
     """Tokenize `files` into a token store at `directory`; continue where a killed call stopped.
 
     Rows of `lengths` tokens in layouts `documents` and, with `sentences`, `sentence_pairs` are
     counted, so that they need not be later.
     `files` may also be globs, folders, URLs and hub data sets; `sizes` are their bytes of text,
-    where they were counted already.
+    where they were counted already. What `dropped` lists is left out. Shards are made by `workers`
+    processes of this machine, or on the Ray `cluster` of that address.
 
     Raises:
-        UserError: a missing file, an empty corpus, too many unreadable documents, or a directory
-            begun with other settings.
+        UserError: a missing file, an empty corpus, too much that cannot be read, other settings
+            than the directory's, a drop list of other files, a process that died.
     """
+    from ptft_lightning.data.lots import text_sizes  # leaves
+    from ptft_lightning.data.workers import share_out
+
     _check_settings(directory, files, unit_bytes, validation_share, max_bad_share, lengths or [])
-    files = expand_sources(files)
+    share = partial(share_out, workers=workers, cluster=cluster)
     plan = Plan(
-        files=files,
+        files=(files := expand_sources(files)),
         column=column,
         tokenizer=tokenizer.fingerprint,
         held_out=validation_share,
         seed=seed,
         unit_bytes=unit_bytes,
-        sizes=sizes or [text_size(file, column) for file in files],
+        sizes=sizes or text_sizes(files, column, share),
         stored=[0 if file.startswith(HUB) else stored_size(file) for file in files],
         encoding=encoding,
+        drop=dropped.fingerprint if dropped else None,
         **_finders(tokenizer, word_starts, sentences),
     )
-    for file in files:  # a wrong column is said before the directory belongs to this plan
-        check_file(file, plan.reading)
     target = Path(directory)
-    _claim(target, plan)
-    if (target / "manifest.json").is_file():
-        manifest = read_manifest(target)
-        check_bad_share(manifest, on_bad_document, max_bad_share)
-    else:
-        _make_shards(target, plan, tokenizer, on_bad_document)
-        manifest = _collect(target, plan, tokenizer)
-        check_bad_share(manifest, on_bad_document, max_bad_share)
+    _claim(target, plan, dropped)
+    finished = (target / "manifest.json").is_file()
+    make = partial(_make_all, target, plan, tokenizer, on_bad_document, dropped, share)
+    manifest = read_manifest(target) if finished else make()
+    check_bad_share(manifest, on_bad_document, max_bad_share)
+    if not finished:
         write_manifest(target, manifest)
     if lengths:
         from ptft_lightning.data.row_counts import count_rows  # a leaf
@@ -121,17 +114,23 @@ def prepare_store(
     return manifest
 
 
-def _make_shards(target: Path, plan: Plan, tokenizer: Tokenizer, on_bad: OnBadDocument) -> None:
-    done = 0
-    with ByteProgress("prepare", sum(plan.sizes)) as progress, DocumentReader(plan.reading) as docs:
-        # Made in the order of the files, so that a compressed one is read through once.
-        numbered = enumerate(list_units(plan))
-        for number, unit in sorted(numbered, key=lambda u: (u[1].path, u[1].start)):
-            if not _receipt(target, number).is_file():
-                bad = BadDocuments(on_bad=on_bad)
-                _make_shard(target, number, docs.read(unit, bad), bad, plan, tokenizer, progress)
-            done += unit.end - unit.start
-            progress.advance_to(done)
+def _make_all(
+    target: Path,
+    plan: Plan,
+    tokenizer: Tokenizer,
+    on_bad: OnBadDocument,
+    dropped: DropList | None,
+    share: Callable[..., list[Any]],
+) -> Manifest:
+    from ptft_lightning.data.lots import make_shards
+
+    units = list_units(plan)
+    places = dropped.places if dropped else {}
+    make_shards(ShardMaker(target, plan, tokenizer, on_bad, places), units, share)
+    manifest = _collect(target, plan, tokenizer, len(units))
+    if dropped:
+        dropped.check_met(plan, manifest.dropped)
+    return manifest
 
 
 def _check_settings(
@@ -172,8 +171,12 @@ def _finders(tokenizer: Tokenizer, word_starts: bool, sentences: bool) -> dict[s
     return finders(tokenizer, word_starts, sentences)
 
 
-def _claim(target: Path, plan: Plan) -> None:
+def _claim(target: Path, plan: Plan, dropped: DropList | None) -> None:
     """Note the plan in the directory, or check that the same plan began it."""
+    if dropped:
+        dropped.check(plan)
+    for file in plan.files:  # a wrong column is said before the directory belongs to this plan
+        check_file(file, plan.reading)
     target.mkdir(parents=True, exist_ok=True)
     note = target / "plan.json"
     content = json.dumps(asdict(plan), indent=1, ensure_ascii=False)
@@ -190,87 +193,9 @@ def _claim(target: Path, plan: Plan) -> None:
         )
 
 
-def _receipt(target: Path, number: int) -> Path:
-    return target / f"shard-{number:05d}.json"
-
-
-def _make_shard(
-    target: Path,
-    number: int,
-    documents: Iterator[str],
-    bad: BadDocuments,
-    plan: Plan,
-    tokenizer: Tokenizer,
-    progress: ByteProgress,
-) -> None:
-    encode = _encoder(tokenizer, plan)
-    parts = {split: _Part(tokenizer, plan.marks) for split in SPLITS}
-    for batch in _batches(documents):
-        for document, (ids, marks) in zip(batch, encode(batch), strict=True):
-            split = "validation" if held_out(document, plan.held_out) else "train"
-            parts[split].add(tokenizer.frame(ids), len(document.encode()), marks)
-        progress.advance(sum(len(d.encode()) for d in batch))
-    shards = {s: part.write(target, f"{s}-{number:05d}") for s, part in parts.items()}
-    receipt = {
-        "bad": {"kinds": bad.kinds, "places": bad.places},
-        "shards": {split: asdict(shard) for split, shard in shards.items()},
-    }
-    write_atomically(_receipt(target, number), json.dumps(receipt).encode())
-
-
-def _encoder(
-    tokenizer: Tokenizer, plan: Plan
-) -> Callable[[list[str]], list[tuple[list[int], Marks]]]:
-    """Texts to ids and, where the plan asks for them, marks of the framed document's tokens."""
-    if not plan.marks:
-        return lambda texts: [(ids, {}) for ids in tokenizer.encode(texts)]
-    from ptft_lightning.data.marks import encode_marked
-
-    return lambda texts: encode_marked(tokenizer, texts, plan.marks)
-
-
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for document in documents:
-        batch.append(document)
-        if len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-class _Part:
-    """One split's share of a shard while it grows."""
-
-    def __init__(self, tokenizer: Tokenizer, marks: tuple[str, ...]) -> None:
-        self.dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
-        self.pieces: list[np.ndarray[Any, Any]] = []
-        self.lengths: list[int] = []
-        self.marks: dict[str, list[Flags]] = {kind: [] for kind in marks}
-        self.text_bytes = 0
-
-    def add(self, ids: list[int], text_bytes: int, marks: Marks) -> None:
-        self.pieces.append(np.array(ids, self.dtype))
-        self.lengths.append(len(ids))
-        self.text_bytes += text_bytes
-        for kind, flags in marks.items():
-            self.marks[kind].append(flags)
-
-    def write(self, target: Path, name: str) -> Shard:
-        tokens: Ids = np.concatenate([np.zeros(0, self.dtype), *self.pieces])
-        ends = np.cumsum(np.array(self.lengths, np.int64), dtype=np.int64)
-        none = np.zeros(0, np.bool_)
-        marks = {kind: np.concatenate([none, *flags]) for kind, flags in self.marks.items()}
-        return write_shard(target, name, tokens, ends, self.text_bytes, marks)
-
-
-def _collect(target: Path, plan: Plan, tokenizer: Tokenizer) -> Manifest:
+def _collect(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:
     """The manifest that the receipts add up to."""
-    receipts = [
-        json.loads(_receipt(target, n).read_text(encoding="utf-8"))
-        for n in range(len(list_units(plan)))
-    ]
+    receipts = [json.loads(receipt_of(target, n).read_text(encoding="utf-8")) for n in range(units)]
     shards = {s: [Shard(**r["shards"][s]) for r in receipts] for s in SPLITS}
     bad = BadDocuments()
     for receipt in receipts:
@@ -289,4 +214,5 @@ def _collect(target: Path, plan: Plan, tokenizer: Tokenizer) -> Manifest:
         train=shards["train"],
         validation=shards["validation"],
         bad_kinds=bad.kinds,
+        dropped=sum(receipt.get("dropped", 0) for receipt in receipts),
     )

@@ -20,8 +20,7 @@ from ptft_lightning.data.findings import (
     report_empty,
 )
 from ptft_lightning.data.module import BatchLoader, PhaseData
-from ptft_lightning.data.plan import check_share
-from ptft_lightning.data.prepare import held_out
+from ptft_lightning.data.plan import check_share, held_out
 from ptft_lightning.data.sample_order import Numbers, Segments, keyed_permutation
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError

@@ -171,7 +171,8 @@ class TokenStore:
             length = lengths.get(kind, -(-shard.tokens // 8))
             file = folder / f"{shard.name}.{kind}.npy"
             try:
-                array = np.load(file, mmap_mode="r", allow_pickle=False)
+                # As a plain array: a slice of numpy's class for maps costs more than its reading.
+                array = np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
             except (OSError, ValueError, EOFError) as error:
                 raise UserError(f"token store shard '{file}' cannot be read: {error}") from error
             if len(array) != length:

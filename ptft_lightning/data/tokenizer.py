@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,6 +194,16 @@ class Tokenizer:
         begin = [] if self.begin is None else [self.begin]
         end = [] if self.end is None else [self.end]
         return begin + ids + end
+
+    def join(self, documents: Iterable[list[int]]) -> list[int]:
+        """Whole documents one after another: what `frame` gives of each, without a list of each."""
+        begin, end = ([] if i is None else [i] for i in (self.begin, self.end))
+        joined: list[int] = []
+        for ids in documents:
+            joined += begin
+            joined += ids
+            joined += end
+        return joined
 
     def _find(self, names: tuple[str, ...]) -> int | None:
         ids = (self.raw.token_to_id(name) for name in names)

@@ -11,7 +11,8 @@ import pytest
 
 from ptft_lightning.data import overlap
 from ptft_lightning.data.overlap import Needles, look_in, plain, scan
-from ptft_lightning.data.prepare import held_out, prepare_store
+from ptft_lightning.data.plan import held_out
+from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer_training import train_tokenizer
 

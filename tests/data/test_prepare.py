@@ -21,8 +21,8 @@ from tokenizers import models, pre_tokenizers
 from ptft_lightning.commands.inspect import inspect
 from ptft_lightning.commands.prepare import prepare as prepare_command
 from ptft_lightning.data.manifest import Manifest, read_manifest
-from ptft_lightning.data.plan import Plan, list_units
-from ptft_lightning.data.prepare import held_out, prepare_store
+from ptft_lightning.data.plan import Plan, held_out, list_units
+from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.example_rows import ExampleDataset, pack_examples, round_rows
 from ptft_lightning.data.examples import Columns, Encoded
-from ptft_lightning.data.prepare import held_out
+from ptft_lightning.data.plan import held_out
 from ptft_lightning.data.steps import PassSampler, Slots
 from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.data.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptft_lightning.data.bad_documents import BAD_BYTES, NO_TEXT, BadDocuments
 from ptft_lightning.data.decoding import fit_text
-from ptft_lightning.data.documents import no_column
+from ptft_lightning.data.documents import Placed, no_column
 from ptft_lightning.errors import UserError
 
 ROWS = 1024  # rows in memory at once
@@ -32,7 +32,7 @@ def check_column(path: str, schema: Any, column: str) -> None:
         )
 
 
-def read_texts(values: Any, path: str, row: int, bad: BadDocuments) -> Iterator[str]:
+def read_texts(values: Any, path: str, row: int, bad: BadDocuments) -> Iterator[Placed]:
     """The documents in an Arrow array or chunked array whose first value is that of row `row`."""
     for number, text in enumerate(_python(values), row):
         place = f"{path} row {number}"
@@ -41,7 +41,7 @@ def read_texts(values: Any, path: str, row: int, bad: BadDocuments) -> Iterator[
         elif isinstance(text, bytes):
             bad.add(BAD_BYTES, place, "not UTF-8")
         elif fit_text(text, place, bad) is not None:
-            yield text
+            yield number, text
 
 
 def _python(values: Any) -> list[str | bytes | None]:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from ptft_lightning.data.bad_documents import EMPTY_FILE, BadDocuments
-from ptft_lightning.data.documents import Unit
+from ptft_lightning.data.documents import Placed, Unit
 from ptft_lightning.data.formats.arrow import ROWS, check_column, read_texts
 from ptft_lightning.data.sources import HUB
 from ptft_lightning.errors import UserError
@@ -36,7 +36,7 @@ def table_starts(path: str, column: str) -> Iterator[int]:
     return (row * size // rows for row in range(rows))
 
 
-def read_rows(unit: Unit, column: str, bad: BadDocuments) -> Iterator[str]:
+def read_rows(unit: Unit, column: str, bad: BadDocuments) -> Iterator[Placed]:
     """Yield the documents of the rows that start in `unit`."""
     size, rows = table_size(unit.path, column), len(_load(unit.path))
     if not rows:

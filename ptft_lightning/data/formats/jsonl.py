@@ -8,11 +8,13 @@ from typing import IO
 
 from ptft_lightning.data.bad_documents import BROKEN_JSON, NO_TEXT, TOO_LONG, BadDocuments
 from ptft_lightning.data.decoding import decode, fit_text
-from ptft_lightning.data.documents import Reading, Unit, no_column
+from ptft_lightning.data.documents import Placed, Reading, Unit, no_column
 from ptft_lightning.data.streams import bounded_lines, seek_line
 
 
-def read_jsonl(stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments) -> Iterator[str]:
+def read_jsonl(
+    stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments
+) -> Iterator[Placed]:
     """Yield the documents of the lines that start in `unit`.
 
     Raises:
@@ -25,12 +27,9 @@ def read_jsonl(stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocument
         place = f"{unit.path} at byte {at}"
         if length > len(line):
             bad.add(TOO_LONG, place, f"a line of {length / 1e6:.0f} MB")
-            text = None
-        else:
-            text = _json_text(line, reading, place, bad, first=at == 0)
+        elif (text := _json_text(line, reading, place, bad, first=at == 0)) is not None:
+            yield at, text
         at += length
-        if text is not None:
-            yield text
         if at >= unit.end:
             return
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import IO, Any
 
 from ptft_lightning.data.bad_documents import DAMAGED_FILE, EMPTY_FILE, BadDocuments
-from ptft_lightning.data.documents import Unit
+from ptft_lightning.data.documents import Placed, Unit
 from ptft_lightning.data.formats.arrow import ROWS, check_column, read_texts
 from ptft_lightning.data.streams import open_bytes
 from ptft_lightning.errors import UserError
@@ -31,7 +31,7 @@ def table_starts(path: str, column: str) -> list[int]:
     return _ends(path, column)[:-1]
 
 
-def read_rows(unit: Unit, column: str, bad: BadDocuments) -> Iterator[str]:
+def read_rows(unit: Unit, column: str, bad: BadDocuments) -> Iterator[Placed]:
     """Yield the documents of the row groups that start in `unit`; a damaged one is left out."""
     with open_bytes(unit.path) as stream:
         if not stream.read(1):
@@ -54,7 +54,7 @@ def read_rows(unit: Unit, column: str, bad: BadDocuments) -> Iterator[str]:
 
 def _read_group(
     file: Any, group: int, column: str, path: str, row: int, bad: BadDocuments
-) -> Iterator[str]:
+) -> Iterator[Placed]:
     try:
         for batch in file.iter_batches(ROWS, row_groups=[group], columns=[column]):
             yield from read_texts(batch.column(column), path, row, bad)

@@ -16,7 +16,7 @@ from typing import IO
 
 from ptft_lightning.data.bad_documents import BROKEN_ROW, TOO_LONG, BadDocuments
 from ptft_lightning.data.decoding import CODECS, decode, fit_text
-from ptft_lightning.data.documents import Reading, Unit, no_column
+from ptft_lightning.data.documents import Placed, Reading, Unit, no_column
 from ptft_lightning.data.streams import MAX_LINE, Damaged, bare_name, bounded_lines, open_bytes
 from ptft_lightning.errors import UserError
 
@@ -41,7 +41,7 @@ def record_starts(path: str) -> Iterator[int]:
 
 def read_separated(
     stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments
-) -> Iterator[str]:
+) -> Iterator[Placed]:
     """Yield the documents of the records in `unit`, which starts at a record.
 
     Raises:
@@ -70,7 +70,7 @@ def read_separated(
             text = decode(_bytes(fields[column]), reading.encoding, place, bad)
             text = None if text is None else fit_text(text, place, bad)
             if text is not None:
-                yield text
+                yield at, text
         at += length
         if at >= unit.end:
             return

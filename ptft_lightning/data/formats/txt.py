@@ -7,11 +7,13 @@ from typing import IO
 
 from ptft_lightning.data.bad_documents import TOO_LONG, BadDocuments
 from ptft_lightning.data.decoding import decode, fit_text
-from ptft_lightning.data.documents import Reading, Unit
+from ptft_lightning.data.documents import Placed, Reading, Unit
 from ptft_lightning.data.streams import MAX_LINE, bounded_lines, seek_line
 
 
-def read_txt(stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments) -> Iterator[str]:
+def read_txt(
+    stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments
+) -> Iterator[Placed]:
     """Yield the documents that start in `unit`."""
     at = seek_line(stream, unit.start)
     inside = at > 0 and not _after_blank_line(stream, at)
@@ -22,7 +24,7 @@ def read_txt(stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments)
             return
         if length == len(line) and not line.strip():
             if size:
-                yield from _join(lines, size, f"{unit.path} at byte {began}", reading, bad)
+                yield from _join(lines, size, unit.path, began, reading, bad)
             lines, size, inside = [], 0, False
         elif not inside:
             began = began if size else at
@@ -32,7 +34,7 @@ def read_txt(stream: IO[bytes], unit: Unit, reading: Reading, bad: BadDocuments)
                 lines = []
         at += length
     if size:
-        yield from _join(lines, size, f"{unit.path} at byte {began}", reading, bad)
+        yield from _join(lines, size, unit.path, began, reading, bad)
 
 
 def _after_blank_line(stream: IO[bytes], at: int) -> bool:
@@ -48,12 +50,13 @@ def _after_blank_line(stream: IO[bytes], at: int) -> bool:
 
 
 def _join(
-    lines: list[bytes], size: int, place: str, reading: Reading, bad: BadDocuments
-) -> Iterator[str]:
+    lines: list[bytes], size: int, path: str, began: int, reading: Reading, bad: BadDocuments
+) -> Iterator[Placed]:
+    place = f"{path} at byte {began}"
     if size > MAX_LINE:
         bad.add(TOO_LONG, place, f"a document of {size / 1e6:.0f} MB (blank lines divide)")
         return
     text = decode(b"".join(lines), reading.encoding, place, bad)
     text = None if text is None else fit_text(text.rstrip("\r\n"), place, bad)
     if text is not None:
-        yield text
+        yield began, text

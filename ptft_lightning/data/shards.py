@@ -1,0 +1,141 @@
+"""Units of text to shards, each with a receipt; knows nothing of the rest of the corpus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptft_lightning.data.bad_documents import BadDocuments, OnBadDocument
+from ptft_lightning.data.documents import DocumentReader, Placed, Unit
+from ptft_lightning.data.manifest import SPLITS, Shard
+from ptft_lightning.data.plan import Plan, held_out
+from ptft_lightning.data.token_store import Flags, Ids, Marks, write_shard
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.files import write_atomically
+
+BATCH_DOCUMENTS = 1024  # documents encoded at once: enough for every core,
+BATCH_CHARACTERS = 2**18  # or so much text: encodings are a hundred times as large as ids
+
+
+def receipt_of(target: Path, number: int) -> Path:
+    """The file that says that a shard is complete."""
+    return target / f"shard-{number:05d}.json"
+
+
+@dataclass
+class ShardMaker:
+    """Makes shards of a plan in a directory; may be sent to any process that sees the files."""
+
+    target: Path
+    plan: Plan
+    tokenizer: Tokenizer
+    on_bad: OnBadDocument
+    dropped: dict[str, Ids] = field(default_factory=dict)
+    """Of each file, where the documents start that are left out, ascending."""
+
+    def __call__(self, lot: list[tuple[int, Unit]], advance: Callable[[int], None]) -> None:
+        """Make those shards of numbered units that are not there, one after another; `advance`
+        hears of bytes that are done."""
+        with DocumentReader(self.plan.reading) as reader:
+            for number, unit in lot:
+                if not receipt_of(self.target, number).is_file():
+                    bad = BadDocuments(on_bad=self.on_bad)
+                    self._make(number, unit, reader.read_placed(unit, bad), bad, advance)
+
+    def _make(
+        self,
+        number: int,
+        unit: Unit,
+        documents: Iterator[Placed],
+        bad: BadDocuments,
+        advance: Callable[[int], None],
+    ) -> None:
+        encode = _encoder(self.tokenizer, self.plan)
+        parts = {split: _Part(self.tokenizer, self.plan.marks) for split in SPLITS}
+        left, dropped = unit.end - unit.start, 0
+        for batch in _batches(documents):
+            texts = self._kept(unit.path, batch)
+            dropped += len(batch) - len(texts)
+            raw = [text.encode() for text in texts]
+            encoded = encode(texts)
+            held = [held_out(text, self.plan.held_out) for text in raw]
+            for split, part in parts.items():
+                chosen = [i for i, h in enumerate(held) if h == (split == "validation")]
+                part.add([encoded[i] for i in chosen], sum(len(raw[i]) for i in chosen))
+            done = min(left, sum(map(len, raw)))  # the file's bytes are more, or other ones
+            advance(done)
+            left -= done
+        shards = {s: part.write(self.target, f"{s}-{number:05d}") for s, part in parts.items()}
+        receipt = {
+            "bad": {"kinds": bad.kinds, "places": bad.places},
+            "dropped": dropped,
+            "shards": {split: asdict(shard) for split, shard in shards.items()},
+        }
+        write_atomically(receipt_of(self.target, number), json.dumps(receipt).encode())
+        advance(left)
+
+    def _kept(self, path: str, batch: list[Placed]) -> list[str]:
+        """The texts that are not left out."""
+        dropped = self.dropped.get(path)
+        if dropped is None:
+            return [text for _, text in batch]
+        at = np.array([at for at, _ in batch])
+        found = dropped[np.minimum(np.searchsorted(dropped, at), len(dropped) - 1)] == at
+        return [text for (_, text), drop in zip(batch, found.tolist(), strict=True) if not drop]
+
+
+def _encoder(
+    tokenizer: Tokenizer, plan: Plan
+) -> Callable[[list[str]], list[tuple[list[int], Marks]]]:
+    """Texts to ids and, where the plan asks for them, marks of the framed document's tokens."""
+    if not plan.marks:
+        return lambda texts: [(ids, {}) for ids in tokenizer.encode(texts)]
+    from ptft_lightning.data.marks import encode_marked
+
+    return lambda texts: encode_marked(tokenizer, texts, plan.marks)
+
+
+def _batches(documents: Iterator[Placed]) -> Iterator[list[Placed]]:
+    batch: list[Placed] = []
+    room = BATCH_CHARACTERS
+    for document in documents:
+        batch.append(document)
+        room -= len(document[1])
+        if len(batch) == BATCH_DOCUMENTS or room <= 0:
+            yield batch
+            batch, room = [], BATCH_CHARACTERS
+    if batch:
+        yield batch
+
+
+class _Part:
+    """One split's share of a shard while it grows."""
+
+    def __init__(self, tokenizer: Tokenizer, marks: tuple[str, ...]) -> None:
+        self.tokenizer = tokenizer
+        self.dtype = np.uint16 if tokenizer.size <= 2**16 else np.uint32
+        self.pieces: list[np.ndarray[Any, Any]] = []
+        self.lengths: list[int] = []
+        self.marks: dict[str, list[Flags]] = {kind: [] for kind in marks}
+        self.text_bytes = 0
+
+    def add(self, encoded: list[tuple[list[int], Marks]], text_bytes: int) -> None:
+        ids = self.tokenizer.join(ids for ids, _ in encoded)
+        around = len(self.tokenizer.frame([]))
+        self.pieces.append(np.fromiter(ids, self.dtype, len(ids)))
+        self.lengths += [len(ids) + around for ids, _ in encoded]
+        self.text_bytes += text_bytes
+        for kind, flags in self.marks.items():
+            flags += [marks[kind] for _, marks in encoded]
+
+    def write(self, target: Path, name: str) -> Shard:
+        tokens: Ids = np.concatenate([np.zeros(0, self.dtype), *self.pieces])
+        ends = np.cumsum(np.array(self.lengths, np.int64), dtype=np.int64)
+        none = np.zeros(0, np.bool_)
+        marks = {kind: np.concatenate([none, *flags]) for kind, flags in self.marks.items()}
+        return write_shard(target, name, tokens, ends, self.text_bytes, marks)
