@@ -78,7 +78,7 @@ def token_term(losses: Tensor, labels: Tensor, mean: LossMean) -> Term:
     perplexity and bits-per-byte stay comparable.
     """
     total, count = losses.sum(1), (labels != IGNORE).sum(1)
-    by_row = torch.stack([total.detach(), count])
+    by_row = torch.stack([total.detach().float(), count.float()])
     if mean == "target":
         nominal = float(labels.shape[1])
         return Term(losses.sum(), count.sum(), nominal=nominal, by_row=by_row)

@@ -21,6 +21,7 @@ from faults.kit import (
     words,
 )
 
+from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.token_store import TokenStore
@@ -110,11 +111,12 @@ def test_weights_may_change_at_a_resume(stores, bpe_path, tmp_path):
     # The same weights again: no new segment, and nothing is said of it.
     run = done(words("fit", odd | {"trainer.max_steps": 9}))
     assert len(open_bundle(tmp_path).lineage["segments"]) == 2
-    # The text of a row is hashed: no row comes twice, whatever the shares were.
+    # The text of a row is hashed: no row comes twice before all rows of its text came.
     hashes = [h for line in read_audit(tmp_path) for _, h in line["samples"]]
-    numbers = 3 * 6 + 6 * 2  # more than that text has: it begins again
     assert len(hashes) == 108
-    assert len(set(hashes)) >= 108 - numbers
+    turns = {"numbers": 3 * 6 + 6 * 2, "prose": 3 * 6 + 6 * 10}
+    rows = {n: sum(s.tokens // 32 for s in read_manifest(p).train) for n, p in stores.items()}
+    assert len(set(hashes)) == sum(min(turns[name], rows[name]) for name in stores)
 
 
 def test_a_resumed_mixture_is_the_undisturbed_one(stores, bpe_path, tmp_path):
@@ -154,6 +156,29 @@ def test_a_store_is_not_read_too_often(stores, bpe_path, tmp_path):
     )
     assert refused.code == 2
     assert "data.mixture.max_passes is 1: the stores give" in refused.err
+
+
+def test_a_mixture_does_not_resume_a_run_of_one_store(stores, bpe_path, tmp_path):
+    one = pretrain(tmp_path, Path(stores["prose"]), bpe_path, trainer__max_steps=3)
+    done(words("fit", one))
+    two = mixing(tmp_path, stores, bpe_path) | {"ckpt_path": "last"}
+    two["model.backbone"] = one["model.backbone"]
+    refused = call(words("fit", two))
+    assert refused.code == 2
+    assert "sources was None" in refused.err
+
+
+def test_weights_do_not_change_while_samples_are_to_be_left_out(stores, bpe_path, tmp_path):
+    options = mixing(tmp_path, stores, bpe_path) | {"trainer.max_steps": 3}
+    done(words("fit", options))
+    (tmp_path / "skips.json").write_text(json.dumps([{"samples": [30, 36], "step": 5}]))
+    more = {"ckpt_path": "last", "trainer.max_steps": 8}
+    refused = call(words("fit", options | more | {"data.mixture.temperature": 3.0}))
+    assert refused.code == 2
+    assert "samples 30 to 35 are still to be left out" in refused.err
+    done(words("fit", options | more))
+    numbers = [n for line in read_audit(tmp_path) for n, _ in line["samples"]]
+    assert numbers == [*range(30), *range(36, 54)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import signal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,8 @@ from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.handoff.bundle import open_bundle
+from ptft_lightning.modules.preempt import EXIT_CODE
+from ptft_lightning.modules.spikes import set_aside
 
 ROOT = Path(__file__).parent.parent
 DDP = {"trainer.devices": 2, "config": str(ROOT / "configs" / "trainer" / "ddp.yaml")}
@@ -72,6 +78,14 @@ class BreakOnce(Callback):
                 next(pl_module.net.parameters()).fill_(float("nan"))
 
 
+class TerminateAtSpike(Callback):
+    """SIGTERM when the run is about to end for a spike."""
+
+    def on_train_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.should_stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.fixture(scope="module")
 def runs(stores, bpe_path, tmp_path_factory) -> dict[str, tuple[Path, str]]:
     """A run on each text."""
@@ -122,7 +136,7 @@ def test_noise_is_left_out_and_named(runs, stores):
     segments = open_bundle(run_dir).lineage["segments"]
     assert segments[-1]["first_step"] == last["step"]
     assert segments[-1]["first_sample"] == after
-    assert list((run_dir / "checkpoints").glob("spiked-step=*.ckpt"))
+    assert list((run_dir / "checkpoints").glob("spiked-*-step=*.ckpt"))
 
 
 def test_the_noise_did_no_harm(runs):
@@ -142,7 +156,7 @@ def test_show_samples_prints_what_was_left_out(runs, stores):
     assert {line["store"] for line in lines} == {str(stores["poisoned"])}
     for line in lines:  # one text over and over, but for the noise
         noise = line["shard"] == POISONED
-        assert noise != ("the old stone and" in " ".join(line["texts"]))
+        assert noise == bool(re.search("[^a-z ]", " ".join(line["texts"])))
     (one,) = done(
         ["show-samples", "--run_dir", run_dir, "--samples", f"[{first}]"]
     ).out.splitlines()
@@ -173,14 +187,14 @@ def test_two_ranks_go_back_together(runs, stores, bpe_path, tmp_path):
 
 def test_weights_that_are_no_numbers_are_left_behind(stores, bpe_path, tmp_path):
     options = fitting(tmp_path / "run", stores["clean"], bpe_path)
-    broken = {"class_path": "test_journey_spikes.BreakOnce"}
-    broken["init_args"] = {"step": 13, "note": str(tmp_path / "note")}
-    run = done(words("fit", options | {"trainer.max_steps": 24, "trainer.callbacks": [broken]}))
-    assert "loss spike at step 13, seen after step 16: going back to" in run.err
+    more = {"trainer.max_steps": 24, "trainer.callbacks": [broken(13, tmp_path)]}
+    run = done(words("fit", options | more))
+    # At the save of step 15, before which losses are read, too.
+    assert "loss spike at step 13, seen after step 15: going back to" in run.err
     audit = read_audit(tmp_path / "run")
     assert [n for line in audit for n, _ in line["samples"]] == [
         *range(8 * 11),
-        *range(8 * 16, 8 * 29),
+        *range(8 * 15, 8 * 28),
     ]
     assert all(np.isfinite(float(row["train_loss"])) for row in read_metrics(tmp_path / "run"))
 
@@ -196,11 +210,63 @@ def test_a_run_that_spikes_too_often_stops_with_what_it_has(stores, bpe_path, tm
     assert (tmp_path / "run" / "bundle").is_dir()
 
 
-def test_without_a_checkpoint_before_it_the_run_stops(stores, bpe_path, tmp_path):
-    options = fitting(tmp_path / "run", stores["poisoned"], bpe_path, checkpoint__every_n_steps=50)
-    run = call(words("fit", options))
+def test_without_a_checkpoint_before_it_the_run_goes_on_or_stops(stores, bpe_path, tmp_path):
+    """What has high losses may recover; what has no numbers will not."""
+    late = {"checkpoint.every_n_steps": 50}
+    options = fitting(tmp_path / "run", stores["poisoned"], bpe_path) | late
+    run = done(words("fit", options))
+    assert "there is no checkpoint from before it, so the run goes on" in run.err
+    assert not (tmp_path / "run" / "skips.json").exists()
+    options = fitting(tmp_path / "broken", stores["clean"], bpe_path) | late
+    run = call(words("fit", options | {"trainer.callbacks": [broken(13, tmp_path)]}))
     assert run.code == 1
     assert "there is no checkpoint from before it to go back to" in run.err
+
+
+def broken(step: int, at: Path) -> dict[str, Any]:
+    """`BreakOnce` as an option."""
+    return {
+        "class_path": "test_journey_spikes.BreakOnce",
+        "init_args": {"step": step, "note": str(at / "note")},
+    }
+
+
+def test_a_trial_leaves_the_run_s_skips_alone(runs, stores, bpe_path, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(runs["poisoned"][0], run_dir)
+
+    def kept() -> dict[str, bytes]:
+        files = [*run_dir.glob("checkpoints/*"), run_dir / "skips.json"]
+        return {file.name: file.read_bytes() for file in files}
+
+    before = kept()
+    options = fitting(run_dir, stores["clean"], bpe_path) | {"trainer.fast_dev_run": 3}
+    done(words("fit", options | {"trainer.callbacks": [broken(1, tmp_path)]}))
+    assert kept() == before
+
+
+def test_a_signal_at_the_spike_is_not_lost(stores, bpe_path, tmp_path):
+    options = fitting(tmp_path / "run", stores["clean"], bpe_path) | {"trainer.max_steps": 24}
+    parts = [broken(13, tmp_path), {"class_path": "test_journey_spikes.TerminateAtSpike"}]
+    run = call(words("fit", options | {"trainer.callbacks": parts}))
+    assert run.code == EXIT_CODE
+    assert "going back to" in run.err
+    done(words("fit", options | {"ckpt_path": "last"}))
+    numbers = [n for line in read_audit(tmp_path / "run") for n, _ in line["samples"]]
+    assert numbers == [*range(8 * 11), *range(8 * 15, 8 * 28)]
+
+
+def test_checkpoints_set_aside_keep_those_set_aside_before(tmp_path):
+    """Sharded ones are directories, with bundles beside them."""
+    for _ in range(2):
+        for step in (5, 10, 15):
+            for name in (f"step={step:08d}.ckpt", f"step={step:08d}.ckpt.bundle"):
+                (tmp_path / name).mkdir(exist_ok=True)
+                (tmp_path / name / "file").touch()
+        set_aside(tmp_path, start=7)
+        assert [p.name for p in tmp_path.glob("step=*.ckpt")] == ["step=00000005.ckpt"]
+    assert len(list(tmp_path.glob("spiked-*.ckpt"))) == 4
+    assert len(list(tmp_path.glob("spiked-*.bundle"))) == 4
 
 
 @pytest.mark.slow

@@ -49,13 +49,11 @@ def prepare(
         max_bad_share: Refuse a corpus of which a larger share cannot be read.
         word_starts: Note where words start, for MaskedLM's whole_words (extra `zh`).
         sentences: Note where sentences start, for layout `sentence_pairs` (extra `sentences`).
-        lengths: Count the rows of so many tokens in layouts `documents` and `sentence_pairs`; a
-            store that is read from a URL in one of these needs it.
+        lengths: Count the rows of so many tokens; stores read from URLs need it, but for `blocks`.
         drop: Leave out the documents of this list, which `duplicates` wrote.
         workers: Processes that tokenize; default: one for each core.
-        cluster: Tokenize on the nodes of this Ray cluster instead (extra `cluster`):
-            ray://host:10001, host:6379, or auto for the one this machine belongs to. All nodes
-            must see files and output under the same paths.
+        cluster: Or the nodes of this Ray cluster (extra `cluster`), which must see the same paths:
+            ray://host:10001, host:6379, or auto for the one this machine belongs to.
     """
     check_workers(workers, cluster, unit_bytes)
     manifest = prepare_store(

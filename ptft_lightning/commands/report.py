@@ -39,15 +39,22 @@ def write_beside(run_dir: Path) -> None:
     from ptft_lightning.report.reading import read_run
 
     file = run_dir / PAGE
+    _write_baseline(run_dir)
     try:
-        from ptft_lightning.commands.ngram_baseline import write_baseline
-
-        write_baseline(run_dir)
         write(file, build_page([read_run(run_dir)]))
         said = f"report: {file}"
     except Exception as error:  # whatever it is, the training is done and its bundle is whole
         said = f"no report in '{run_dir}': {type(error).__name__}: {error}"
     print(said, file=sys.stderr, flush=True)
+
+
+def _write_baseline(run_dir: Path) -> None:
+    from ptft_lightning.commands.ngram_baseline import write_baseline
+
+    try:
+        write_baseline(run_dir)
+    except Exception as error:  # the page can do without
+        print(f"no 3-gram beside the model: {error}", file=sys.stderr, flush=True)
 
 
 def write(file: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from ptft_lightning.progress import ByteProgress
 Method = Literal["moore_lewis", "dsir", "random"]
 BATCH = 512  # documents weighed at once
 TARGET_BYTES = 64 * 2**20  # of the target and of the general text that models are made of
+LEAST = 100  # documents that stand for the general text where the target is very small
 SHOWN = 3
 
 
@@ -71,6 +73,8 @@ def select(
         own = list(_documents(expand_sources(target), target_column or column))
         most = TARGET_BYTES if method == "dsir" else sum(len(text.encode()) for text in own)
         general = _encode(known, _sample(sources, most / max(sum(sizes), 1), column, seed))
+        if not general:  # a target much smaller than a document
+            general = _encode(known, islice(_sample(sources, 1.0, column, seed), LEAST))
         wanted = _encode(known, iter(own))
         weigher = (
             HashedImportance(wanted, general)

@@ -44,7 +44,9 @@ def show_samples(
         skipped: Those that the run left out after loss spikes.
         limit: Of each stretch no more than so many, evenly spread.
     """
-    stretches = [(first, after)] if first is not None and after is not None else []
+    if (first is None) != (after is None) or (first or 0) >= (1 if after is None else after):
+        raise UserError(f"--first {first} --after {after}: give both, the second one larger")
+    stretches = [] if first is None or after is None else [(first, after)]
     if skipped:
         stretches += _skips(Path(run_dir))
     if not stretches and not samples:
@@ -106,6 +108,8 @@ def _state(run_dir: Path) -> tuple[Tokenizer, Segments]:
     found = last_checkpoint(run_dir / "checkpoints")
     if found is None:
         bundle = open_bundle(run_dir)
+        if "segments" not in bundle.lineage:
+            raise UserError(f"'{run_dir}' has no checkpoint, and its bundle tells no data state")
         return bundle.tokenizer, Segments.from_state(bundle.lineage["segments"], None)
     file = found / "meta.pt" if found.is_dir() else found
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=file is found)

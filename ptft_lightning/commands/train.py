@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from subprocess import Popen
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import lightning as L
 import torch
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 # Named on the command line without their modules; also what short class names resolve to.
-from ptft_lightning.commands.measures import keep_measures
 from ptft_lightning.commands.mistakes import one_line
 from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig, import_parts
 from ptft_lightning.commands.quiet import quieten
@@ -43,7 +41,7 @@ from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.modules.cpu_memory import keep_freed_memory
 from ptft_lightning.modules.csv_metrics import ForgetRedone
 from ptft_lightning.modules.finetune import FinetuneModule
-from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO
+from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO, started_ranks
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.predictions import Parts
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
@@ -54,12 +52,10 @@ if TYPE_CHECKING:
     from ptft_lightning.modules.spikes import Spikes
 
 
-class GoBack(Exception):
-    """A fit ended to go on from an earlier checkpoint, which this names."""
-
-
 class CLI(ConfigCLI):
     """With a run directory; the checkpoint-over-config merge is disabled."""
+
+    children: ClassVar[list[Popen[bytes]]] = []
 
     def _parse_ckpt_path(self) -> None:
         """Lightning 2.6.6 lets a checkpoint's hyperparameters override the command line, and
@@ -114,10 +110,10 @@ class CLI(ConfigCLI):
 
     def _end_children(self) -> None:
         """Before the other ranks complain that this one went away."""
-        launcher = self.trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGKILL)
-            launcher.procs.clear()  # or Lightning kills this process, too
+        ranks = started_ranks(self.trainer, self.children)
+        for process in ranks:
+            process.kill()
+        ranks.clear()  # or Lightning kills this process, too
 
     @property
     def options(self) -> Namespace:
@@ -164,6 +160,7 @@ class CLI(ConfigCLI):
         for part in (checkpoints, self.spikes, self._get(self.config_init, "samples")):
             part.run_dir = run_dir
         self.spikes.checkpoints = checkpoints
+        self.datamodule.resumes = self.subcommand == "fit" and self.options.ckpt_path is not None
         self.preempt = Preempt(checkpoints)
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
@@ -194,13 +191,13 @@ class CLI(ConfigCLI):
 
     def after_fit(self) -> None:
         """Tell a preempted run's end from a finished one's."""
-        if self.preempt.stopped:
-            # Lightning kills a process whose child ended in anything but 0.
-            sys.exit(EXIT_CODE if self.trainer.local_rank == 0 else 0)
-        if self.spikes.ended:
-            if self.spikes.go_back_to is None:
-                sys.exit(1 if self.trainer.local_rank == 0 else 0)
-            raise GoBack(str(self.spikes.go_back_to))
+        spiked = self.spikes.ended
+        if self.preempt.stopped or (spiked and self.preempt.told_to_end(self.trainer)):
+            self._leave(EXIT_CODE)
+        if spiked and self.spikes.go_back_to is None:
+            self._leave(1)
+        if spiked:
+            raise self.spikes.go_back(started_ranks(self.trainer, self.children))
         if cast(Any, self.trainer).fast_dev_run:
             return
         if self.trainer.is_global_zero:
@@ -217,6 +214,10 @@ class CLI(ConfigCLI):
             reproduce(self.trainer, self.model, Path(self.options.run_dir))
         say(f"done: {Path(self.options.run_dir) / 'bundle'}")
 
+    def _leave(self, code: int) -> None:
+        """Lightning kills a process whose child ended in anything but 0."""
+        sys.exit(code if self.trainer.local_rank == 0 else 0)
+
     def test(self, model: L.LightningModule, **kwargs: Any) -> None:
         """Test, and keep the metrics in the run directory."""
         self._measure("test", model, **kwargs)
@@ -229,9 +230,10 @@ class CLI(ConfigCLI):
         results = getattr(self.trainer, what)(model, **{**kwargs, "verbose": False})
         if not results:
             raise UserError(f"nothing to {what}: name a file with --data.{what}")
-        options = self.options
-        overlap = options.get("overlap", False)
-        keep_measures(what, model, results[0], Path(options.run_dir), overlap)
+        from ptft_lightning.commands.measures import keep_measures  # a leaf
+
+        run_dir, overlap = Path(self.options.run_dir), self.options.get("overlap", False)
+        keep_measures(what, model, results[0], run_dir, overlap)
 
     def predict(self, model: FinetuneModule, **kwargs: Any) -> None:
         """Predict, and write one JSON line per example in the order of the file."""
@@ -259,13 +261,15 @@ def run(command: str, args: list[str]) -> None:
             """Only the one asked for: building the parsers of all takes longer than the rest."""
             return {command: CLI.subcommands()[command]}
 
+    from ptft_lightning.modules.spikes import GoBack  # a leaf
+
     import_parts()  # a bundle's config names them
     args = config_of(command, args)
     while True:
         try:
             return start(Command, command, args)
         except GoBack as back:
-            args = [*args, "--ckpt_path", str(back)]
+            args, Command.children = [*args, "--ckpt_path", str(back)], back.children
         gc.collect()  # the ended fit's model, before there is another
 
 

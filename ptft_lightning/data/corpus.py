@@ -9,14 +9,12 @@ import numpy as np
 from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
 from ptft_lightning.data.cache_config import CacheConfig
 from ptft_lightning.data.decoding import Encoding
-from ptft_lightning.data.documents import text_size
 from ptft_lightning.data.layouts import batch_rows, lay_out, tell_left_out
 from ptft_lightning.data.manifest import has_manifest, read_manifest
 from ptft_lightning.data.mixture_config import MixtureConfig, choose
 from ptft_lightning.data.module import BatchLoader, PhaseData, say
 from ptft_lightning.data.packing import Layout
 from ptft_lightning.data.plan import check_share
-from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.row_batches import RowDataset, RowMaker
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
@@ -27,8 +25,6 @@ from ptft_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from ptft_lightning.data.prefetch import Prefetch
-
-PREPARE_LIMIT = 2 * 10**9  # bytes of text that `fit` prepares by itself: a few minutes
 
 
 class CorpusDataModule(PhaseData):
@@ -94,6 +90,7 @@ class CorpusDataModule(PhaseData):
         self.stores = {"": str(store)} if self.mixture is None else self.mixture.stores
         self.store = next(iter(self.stores.values()))
         others = {name: at for name, at in self.stores.items() if at != self.store}
+        self.default_validation = validation_stores is None
         self.validation_stores = others if validation_stores is None else validation_stores
         self.files, self.tokenizer_path = files or [], tokenizer
         self.column, self.layout, self.length = column, layout, length
@@ -118,7 +115,9 @@ class CorpusDataModule(PhaseData):
         module.preflight(self)
         self.files = expand_sources(self.files)
         if not has_manifest(self.store):
-            self._prepare()
+            from ptft_lightning.data.own_store import prepare_own  # a leaf
+
+            prepare_own(self)
         elif self.files:
             from ptft_lightning.data.store_checks import check_plan
 
@@ -133,30 +132,6 @@ class CorpusDataModule(PhaseData):
         if not has_manifest(self.store):
             return self.word_starts
         return read_manifest(self.store).segmenter is not None
-
-    def _prepare(self) -> None:
-        if not self.files:
-            raise UserError(f"no token store at '{self.store}' and no data.files to make it from")
-        sizes = [text_size(file, self.column) for file in self.files]
-        if sum(sizes) > PREPARE_LIMIT:
-            raise UserError(
-                f"{sum(sizes) / 1e9:.1f} GB of text is more than fit prepares by itself: run "
-                f"`ptft_lightning prepare` into '{self.store}' first"
-            )
-        prepare_store(
-            self.files,
-            self.tokenizer,
-            self.store,
-            self.column,
-            self.validation_share,
-            encoding=self.encoding,
-            on_bad_document=self.on_bad_document,
-            max_bad_share=self.max_bad_share,
-            word_starts=self.word_starts,
-            sentences=self.layout == "sentence_pairs",
-            lengths=None if self.layout == "blocks" else [self.length],
-            sizes=sizes,
-        )
 
     def _load_tokenizer(self) -> None:
         module: Any = self._trainer().lightning_module
@@ -194,13 +169,13 @@ class CorpusDataModule(PhaseData):
 
     def state_dict(self) -> dict[str, Any]:
         """See `PhaseData`; with what decided the shares of a mixture."""
-        request = {} if self.mixture is None else self.mixture.request(self.run_rows)
+        request = {} if self.mixture is None else self.mixture.request(self.rows_from(0))
         return super().state_dict() | {"mixture": request}
 
-    @property
-    def run_rows(self) -> int:
-        """Rows of a whole run; negative where steps are not counted yet."""
-        return self._trainer().max_steps * self.global_batch_size
+    def rows_from(self, step: int) -> int:
+        """Rows that a run reads from a step on; negative where steps are not counted yet."""
+        steps = self._trainer().max_steps
+        return -1 if steps < 0 else max(steps - step, 0) * self.global_batch_size
 
     def _change_segment(self, state_dict: dict[str, Any], step: int) -> None:
         """Weights may change."""
@@ -208,6 +183,17 @@ class CorpusDataModule(PhaseData):
             from ptft_lightning.data.mixture import go_on  # a leaf
 
             go_on(self, state_dict["mixture"], step)
+
+    def _settle_segments(self) -> None:
+        """The shares of a mixture are part of them."""
+        if self.mixture is not None:
+            from ptft_lightning.data.mixture import settle  # a leaf
+
+            settle(self)
+
+    def epochs_samples(self, epochs: int) -> int:
+        """See `PhaseData`."""
+        return self.train_rows.epochs_samples(epochs)
 
     def _fetch_ahead(self) -> None:
         """Where a store is behind a URL: one process of each host fetches its shards early."""

@@ -13,65 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.module import say
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers, Segment, Segments
 from ptft_lightning.data.token_store import TokenStore
+from ptft_lightning.data.turns import PERIOD, Turns, apportion
 from ptft_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from ptft_lightning.data.corpus import CorpusDataModule
 
 Shares = npt.NDArray[np.float64]
-PERIOD = 4096
-
-
-def apportion(shares: Sequence[float], places: int) -> list[int]:
-    """Whole numbers in proportion to `shares` that sum to `places` (largest remainders)."""
-    exact = np.asarray(shares, np.float64) / sum(shares) * places
-    counts = np.floor(exact).astype(np.int64)
-    most = np.argsort(counts - exact, kind="stable")[: places - int(counts.sum())]
-    counts[most] += 1
-    return [int(count) for count in counts]
-
-
-class Turns:
-    """Whose turn a sample is: the pattern and, for each source, how often it came before."""
-
-    def __init__(self, shares: Sequence[float]) -> None:
-        self.counts = np.array(apportion(shares, PERIOD))
-        if (lost := (self.counts == 0) & (np.asarray(shares) > 0)).any():
-            share = np.asarray(shares)[lost][0] / sum(shares)
-            raise UserError(
-                f"a store's share of the rows is {share:.2g}, less than 1 in {PERIOD} rows: give "
-                "it more, or leave it out"
-            )
-        # Turn k of a source stands in the middle of the k-th of its equal parts of the period.
-        middles = [(np.arange(count) + 0.5) / count for count in self.counts]
-        owner = np.repeat(np.arange(len(self.counts)), self.counts)
-        turn = np.argsort(np.concatenate(middles), kind="stable")
-        self.pattern: Numbers = owner[turn]
-        mine = self.pattern == np.arange(len(self.counts))[:, None]
-        self.before = np.cumsum(mine, axis=1) - mine
-        """(sources, PERIOD): turns of each source before a place in the period."""
-
-    def place(self, numbers: Numbers) -> tuple[Numbers, Numbers]:
-        """Source of each sample, and its number among that source's samples."""
-        period, at = np.divmod(numbers, PERIOD)
-        source = self.pattern[at]
-        return source, period * self.counts[source] + self.before[source, at]
-
-    def taken(self, number: int) -> Numbers:
-        """Turns of each source before a sample."""
-        period, at = divmod(number, PERIOD)
-        taken: Numbers = period * self.counts + self.before[:, at]
-        return taken
-
-    def until(self, source: int, count: int) -> int:
-        """How many samples it takes until `source` has had `count` turns."""
-        periods, rest = divmod(count - 1, int(self.counts[source]))
-        return periods * PERIOD + int(np.flatnonzero(self.pattern == source)[rest]) + 1
 
 
 class Stretch(NamedTuple):
@@ -124,14 +78,17 @@ class MixedRows(Rows):
         return stretch.taken + stretch.turns.taken(number - stretch.first)
 
     def __len__(self) -> int:
-        rows = len(self.sources[0])
-        if not rows:
-            return 0
+        return self.epochs_samples(1)
+
+    def epochs_samples(self, epochs: int) -> int:
+        """See `Rows`; where the first store gets no more turns, as many as all stores have rows."""
+        rows = epochs * len(self.sources[0])
         for stretch, after in pairwise([*self.stretches, None]):
             assert stretch is not None
-            if after is None or after.taken[0] >= rows > stretch.taken[0]:
-                return stretch.first + stretch.turns.until(0, rows - int(stretch.taken[0]))
-        raise AssertionError("the first source has turns everywhere")
+            left = rows - int(stretch.taken[0])
+            if (after is None or after.taken[0] >= rows) and stretch.turns.counts[0] and left > 0:
+                return stretch.first + stretch.turns.until(0, left)
+        return epochs * sum(map(len, self.sources)) if rows else 0
 
     @property
     def stores(self) -> list[TokenStore]:
@@ -203,10 +160,14 @@ def begin(data: CorpusDataModule, sources: dict[str, Rows]) -> None:
                 f"data.mixture: '{data.stores[name]}' holds no training documents: leave it out"
             )
     every = list(sources.values())
-    shares = shares_of(data, every, np.zeros(len(every), np.int64), first=0)
+    shares = (1.0,) * len(every)  # until a checkpoint tells
+    if not data.resumes:
+        shares = shares_of(data, every, np.zeros(len(every), np.int64), data.rows_from(0))
+        _tell(data.stores, shares)
     data.train_rows = MixedRows(every, shares)
     data.segments = Segments((Segment(0, 0, data.global_batch_size, shares),))
-    _tell(data.stores, shares)
+    if data.default_validation:
+        _leave_unheld(data)
 
 
 def go_on(data: CorpusDataModule, request: dict[str, Any], step: int) -> None:
@@ -219,12 +180,32 @@ def go_on(data: CorpusDataModule, request: dict[str, Any], step: int) -> None:
     assert isinstance(mixed, MixedRows)
     assert mixture is not None
     mixed.share_out(share_table(data.segments))
-    if mixture.request(data.run_rows) != request:
+    if mixture.request(data.rows_from(0)) != request:
         first = data.segments.span(step)[0]
-        shares = shares_of(data, mixed.sources, mixed.taken(first), first)
+        if ahead := [skip for skip in data.skips if skip[1] > first]:
+            raise UserError(
+                f"data.mixture has changed, and samples {ahead[0][0]} to {ahead[0][1] - 1} are "
+                "still to be left out (skips.json), which would be others: resume with the mixture "
+                "as it was and change it after them"
+            )
+        shares = shares_of(data, mixed.sources, mixed.taken(first), data.rows_from(step))
         data.segments = data.segments.change(step, shares=shares)
-        mixed.share_out(share_table(data.segments))
         _tell(data.stores, shares)
+
+
+def settle(data: CorpusDataModule) -> None:
+    """Deal the rows as the table of segments says."""
+    assert isinstance(data.train_rows, MixedRows)
+    data.train_rows.share_out(share_table(data.segments))
+
+
+def _leave_unheld(data: CorpusDataModule) -> None:
+    """Ask no held-out loss of stores that have no held-out text, where nobody asked for it."""
+    stores = data.validation_stores.items()
+    held = {name: at for name, at in stores if any(s.tokens for s in read_manifest(at).validation)}
+    if lost := [name for name in data.validation_stores if name not in held]:
+        say(f"mixture: no held-out text in {', '.join(lost)}, so no val_NAME_loss of it")
+    data.validation_stores = held
 
 
 def share_table(segments: Segments) -> list[tuple[int, tuple[float, ...]]]:
@@ -239,9 +220,9 @@ def _tell(stores: dict[str, str], shares: tuple[float, ...]) -> None:
 
 
 def shares_of(
-    data: CorpusDataModule, sources: Sequence[Rows], taken: Numbers, first: int
+    data: CorpusDataModule, sources: Sequence[Rows], taken: Numbers, rows: int
 ) -> tuple[float, ...]:
-    """Each source's share of the rows from `first` on, when so many rows of each were `taken`.
+    """Each source's share of `rows` rows to come, when so many rows of each were `taken`.
 
     Raises:
         UserError: `max_passes` cannot be kept.
@@ -253,9 +234,10 @@ def shares_of(
     else:
         wanted = sizes ** (1 / mixture.temperature)
     wanted /= wanted.sum()
-    if mixture.max_passes is not None:
+    if mixture.max_passes is not None and rows:
         room = np.maximum(mixture.max_passes * sizes - taken, 0)
-        wanted = _limited(wanted, room, data.run_rows - first, mixture.max_passes)
+        wanted = _limited(wanted, room, rows, mixture.max_passes)
+        wanted = np.where(apportion(wanted, PERIOD) > 0, wanted, 0)  # 0 where nearly at its cap
     return tuple(float(share) for share in wanted)
 
 

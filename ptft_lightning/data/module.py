@@ -76,6 +76,8 @@ class PhaseData(L.LightningDataModule):
         self.segments = Segments((Segment(0, 0, global_batch_size),))
         self.skips: list[tuple[int, int]] = []
         """Samples [first, after) that a resumed run leaves out."""
+        self.resumes = False
+        """Whether a checkpoint will say where the run is; set by the command line."""
         self._epochs: int | None = None
         self._step_limit = -1
         self.training: BatchLoader | None = None
@@ -86,6 +88,10 @@ class PhaseData(L.LightningDataModule):
     def train_samples(self) -> int:
         """Samples in one epoch."""
         raise NotImplementedError
+
+    def epochs_samples(self, epochs: int) -> int:
+        """Samples of so many epochs from the first on."""
+        return epochs * self.train_samples
 
     @property
     def steps_per_epoch(self) -> int:
@@ -150,7 +156,7 @@ class PhaseData(L.LightningDataModule):
         """Train until every sample of `max_epochs` epochs was taken, or for `max_steps`."""
         if self._epochs is None:
             return
-        samples = self._epochs * self.train_samples
+        samples = self.epochs_samples(self._epochs)
         steps = bisect_left(range(samples + 1), samples, key=lambda s: self.segments.span(s)[0])
         limits = [n for n in (steps, self._step_limit) if n >= 0]
         self._trainer().fit_loop.epoch_loop.max_steps = min(limits)
@@ -226,10 +232,9 @@ class PhaseData(L.LightningDataModule):
         Raises:
             UserError: something that decides the samples has changed.
         """
-        mine = self.identity()
-        changed = {k: v for k, v in state_dict["identity"].items() if mine.get(k) != v}
-        if changed:
-            listed = "; ".join(f"{k} was {v!r}, is {mine.get(k)!r}" for k, v in changed.items())
+        mine, theirs = self.identity(), state_dict["identity"]
+        if changed := [k for k in {**theirs, **mine} if mine.get(k) != theirs.get(k)]:
+            listed = "; ".join(f"{k} was {theirs.get(k)!r}, is {mine.get(k)!r}" for k in changed)
             raise UserError(
                 f"this checkpoint's run had other data ({listed}): resume with the same, or start "
                 "a new run from its bundle with --model.init_from"
@@ -240,10 +245,14 @@ class PhaseData(L.LightningDataModule):
             self.segments = self.segments.change(step, self.global_batch_size)
         self._change_segment(state_dict, step)
         self.segments = self.segments.leave_out(self.skips, step)
+        self._settle_segments()
         self._count_epochs()
 
     def _change_segment(self, state_dict: dict[str, Any], step: int) -> None:
         """Where a subclass has more that a resume may change."""
+
+    def _settle_segments(self) -> None:
+        """Where a subclass follows the table of segments, which is final now."""
 
 
 @rank_zero_only

@@ -72,14 +72,12 @@ def prepare_store(
     """Tokenize `files` into a token store at `directory`; continue where a killed call stopped.
 
     Rows of `lengths` tokens in layouts `documents` and, with `sentences`, `sentence_pairs` are
-    counted, so that they need not be later.
-    `files` may also be globs, folders, URLs and hub data sets; `sizes` are their bytes of text,
-    where they were counted already. What `dropped` lists is left out. Shards are made by `workers`
-    processes of this machine, or on the Ray `cluster` of that address.
+    counted. `files` may also be globs, folders, URLs and hub data sets; `sizes` are their bytes of
+    text, if known. What `dropped` lists is left out. Shards are made by `workers` processes of this
+    machine, or on the Ray `cluster` of that address.
 
     Raises:
-        UserError: a missing file, an empty corpus, too much that cannot be read, other settings
-            than the directory's, a drop list of other files, a process that died.
+        UserError: what cannot be read, was begun with other settings, or a process that died.
     """
     from ptft_lightning.data.lots import text_sizes  # leaves
     from ptft_lightning.data.workers import share_out
@@ -127,6 +125,8 @@ def _make_all(
     units = list_units(plan)
     places = dropped.places if dropped else {}
     make_shards(ShardMaker(target, plan, tokenizer, on_bad, places), units, share)
+    for left in target.glob(".*.tmp"):  # by processes that were killed
+        left.unlink()
     manifest = _collect(target, plan, tokenizer, len(units))
     if dropped:
         dropped.check_met(plan, manifest.dropped)

@@ -47,6 +47,10 @@ class Rows:
     def __len__(self) -> int:
         return self.order.rows
 
+    def epochs_samples(self, epochs: int) -> int:
+        """Samples until all rows (of a mixture: of its first store) came so many times."""
+        return epochs * len(self)
+
     def _rows_in(self, number: int) -> int:
         shard = self.store.shards[number]
         if self.layout == "blocks":

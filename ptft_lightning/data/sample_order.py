@@ -221,7 +221,7 @@ class Segments:
     def leave_out(self, skips: Iterable[tuple[int, int]], since: int) -> Segments:
         """Without samples [first, after) of each skip, by whole steps from step `since` on."""
         segments = Segments(tuple(s for s in self.table if s.first_step <= since), self.period)
-        for first, after in skips:
+        for first, after in sorted(skips):
             step = bisect_left(range(first + 1), first + 1, key=lambda s: segments.span(s)[1])
             skip = after - segments.span(step)[0]
             if step >= since and skip > 0:

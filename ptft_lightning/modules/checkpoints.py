@@ -154,7 +154,7 @@ class Checkpoints(Callback):
         """Save when due, unless a validation follows this step: then after it, so that a resume
         does not skip it."""
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and self._due(trainer) and not self.validation_follows(trainer, batch_idx):
+        if stepped and self.due(trainer) and not self.validation_follows(trainer, batch_idx):
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -162,7 +162,7 @@ class Checkpoints(Callback):
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         better = self._keep_best(trainer, cast(PhaseModule, pl_module))
-        if self._due(trainer) or trainer.should_stop or (better and self.keep_best):
+        if self.due(trainer) or trainer.should_stop or (better and self.keep_best):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -199,7 +199,8 @@ class Checkpoints(Callback):
             each = f"{sum(self.stalls) / len(self.stalls):.2g} s each"
             say(f"checkpoints: {len(self.stalls)} saves, training waited {each}")
 
-    def _due(self, trainer: L.Trainer) -> bool:
+    def due(self, trainer: L.Trainer) -> bool:
+        """Whether the step that was done last is to be saved; all ranks must ask."""
         step = trainer.global_step
         if cast(Any, trainer).fast_dev_run or step in (0, self.saved_step):
             return False

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
+from subprocess import Popen
 from typing import Any, cast
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -173,3 +176,10 @@ def whole_mesh(strategy: ModelParallelStrategy, ranks: int) -> DeviceMesh:
 
 
 StrategyRegistry.register("fsdp2", ShardedStrategy, description="FSDP2 over all ranks")
+
+
+def started_ranks(trainer: L.Trainer, before: list[Popen[bytes]]) -> list[Popen[bytes]]:
+    """The ranks that this process started: for this fit, or `before` for one that it goes on from,
+    since Lightning 2.6.6 starts none where LOCAL_RANK is set, as it is by then."""
+    launcher = trainer.strategy.launcher
+    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else before

@@ -69,6 +69,10 @@ class Preempt(Callback):
         if trainer.is_global_zero:
             say(f"told to end: saved step {trainer.global_step}, resume with --ckpt_path last")
 
+    def told_to_end(self, trainer: L.Trainer) -> bool:
+        """Whether any rank was; all must ask."""
+        return self._any_noted(trainer, trainer.strategy.root_device)
+
     def _any_noted(self, trainer: L.Trainer, device: torch.device) -> bool:
         if trainer.world_size == 1:
             return self.noted

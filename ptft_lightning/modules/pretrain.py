@@ -146,6 +146,8 @@ class PretrainModule(PhaseModule):
         if self.objective.token_term in losses:
             values["perplexity"] = perplexity(losses[self.objective.token_term])
         rate = cast(CorpusDataModule, self.data).predicted_per_byte
+        if self.trainer.training and self.data.source_names:
+            rate = None  # it is the first store's, whose held-out text is validated
         if self.objective.per_byte and rate is not None:
             values["bits_per_byte"] = values["loss"] / math.log(2) * rate
         return values

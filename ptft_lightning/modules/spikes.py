@@ -6,8 +6,9 @@ import json
 import math
 import statistics
 from collections import deque
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from subprocess import Popen
 from typing import Any, cast
 
 import lightning as L
@@ -34,6 +35,14 @@ GROWTH = 4  # times as much is left out where the next spike follows at once
 LEAST_SPREAD = 0.02  # of the median: losses that hardly vary make no spike of a ripple
 
 
+class GoBack(Exception):
+    """A fit ended to go on from an earlier checkpoint, which this names; other ranks live on."""
+
+    def __init__(self, checkpoint: str, children: list[Popen[bytes]]) -> None:
+        super().__init__(checkpoint)
+        self.children = children
+
+
 class Detector:
     """Says where losses leave what the last `history` of them were like.
 
@@ -46,6 +55,8 @@ class Detector:
         self.threshold, self.patience = threshold, patience
         self.history: deque[float] = deque(maxlen=history)
         self.high: list[float] = []
+        self.tolerant = False
+        """A loss that is not finite is only a high one, as a gradient scaler expects some."""
 
     def limit(self) -> float:
         """What is high; infinite until there is enough to compare with."""
@@ -57,11 +68,11 @@ class Detector:
 
     def add(self, loss: float) -> int | None:
         """Take the next loss; how many losses ago a spike began (0: with this one), None: none."""
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) and not self.tolerant:
             return len(self.high)
-        if loss > self.limit():
+        if not math.isfinite(loss) or loss > self.limit():
             self.high.append(loss)
-            return len(self.high) - 1 if len(self.high) == self.patience else None
+            return len(self.high) - 1 if len(self.high) >= self.patience else None
         self.history.extend([*self.high, loss])
         self.high.clear()
         return None
@@ -104,6 +115,7 @@ class Spikes(Callback):
         self.detector = Detector(threshold, patience, history)
         self.run_dir = Path("runs/default")  # set by the command line, with the next
         self.checkpoints: Checkpoints | None = None
+        self.skips: list[dict[str, Any]] = []  # as the file has them; the same on all ranks
         self.unread: list[Tensor] = []
         self.losses_read = 0  # steps whose losses the detector has
         self.began: int | None = None
@@ -118,11 +130,12 @@ class Spikes(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Tell the data module what to leave out, before a checkpoint tells it where it is."""
-        if stage == "fit" and self.file.is_file():
+        if stage == "fit":
             data = cast(PhaseData, cast(Any, trainer).datamodule)
-            data.skips = [(skip["samples"][0], skip["samples"][1]) for skip in self._skips()]
+            self.skips = trainer.strategy.broadcast(self._read_skips())
+            data.skips = [(skip["samples"][0], skip["samples"][1]) for skip in self.skips]
 
-    def _skips(self) -> list[dict[str, Any]]:
+    def _read_skips(self) -> list[dict[str, Any]]:
         if not self.file.is_file():
             return []
         skips: list[dict[str, Any]] = json.loads(self.file.read_text())
@@ -131,7 +144,10 @@ class Spikes(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run from its first step on leaves nothing out; losses on other data compare badly."""
         self.losses_read = step = trainer.global_step
-        if step == 0 and trainer.is_global_zero:
+        self.detector.tolerant = trainer.precision == "16-mixed"
+        if cast(Any, trainer).fast_dev_run:  # it may try a run that is there
+            self.max_skips = 0
+        elif step == 0 and trainer.is_global_zero:
             self.file.unlink(missing_ok=True)
         if _other_data(cast(PhaseData, cast(Any, trainer).datamodule).segments, step):
             self.detector.history.clear()
@@ -145,7 +161,7 @@ class Spikes(Callback):
         batch_idx: int,
     ) -> None:
         """Keep the loss; look at those kept when it is time."""
-        if not self.max_skips or not isinstance(pl_module, PretrainModule):
+        if not self.max_skips or self.ended or not isinstance(pl_module, PretrainModule):
             return
         # Lightning divided it by the micro-batches of the step, whose sum is the step's loss.
         loss = outputs["loss"].detach()
@@ -155,8 +171,11 @@ class Spikes(Callback):
             self.unread.append(loss)
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        assert self.checkpoints is not None
         step = trainer.global_step
-        if step % self.every_n_steps == 0 or step >= trainer.max_steps:
+        # Before a save, too: it may remove the last checkpoint from before the spike.
+        regular = step % self.every_n_steps == 0 or step >= trainer.max_steps
+        if regular or self.checkpoints.due(trainer):
             self._read(trainer)
         if self.began is not None:
             self._end(trainer, self.began)
@@ -171,6 +190,7 @@ class Spikes(Callback):
             ago = self.detector.add(loss)
             if ago is not None:
                 self.began = self.losses_read - ago
+                self.detector.high.append(loss) if not math.isfinite(loss) else None
                 return
             self.losses_read += 1
 
@@ -196,54 +216,74 @@ class Spikes(Callback):
         """End the fit without a save; say how it goes on."""
         assert self.checkpoints is not None
         writer_of(trainer).wait()
-        step, skips = trainer.global_step, self._skips()
-        start, place = max(began - LEAD, 0), None
-        if skips and skips[-1]["step"] <= began:  # the step after a skip has none before it
-            start = max(start, skips[-1]["step"])
-        if trainer.is_global_zero:
-            place = set_aside(self.checkpoints.directory, start)
-        place = trainer.strategy.broadcast(place)
+        step, start = trainer.global_step, max(began - LEAD, 0)
+        if self.skips and self.skips[-1]["step"] <= began:  # what follows a skip has none before it
+            start = max(start, self.skips[-1]["step"])
         told = f"loss spike at step {began}, seen after step {step}"
+        place = last_before(self.checkpoints.directory, start) if trainer.is_global_zero else None
+        place = trainer.strategy.broadcast(place)
+        if place is None and all(map(math.isfinite, self.detector.high)) and self.detector.high:
+            say(f"{told}; there is no checkpoint from before it, so the run goes on")
+            self._forget()
+            return
         if place is None:
             say(f"{told}, and there is no checkpoint from before it to go back to")
-        elif len(skips) >= self.max_skips:
-            say(f"{told}: {len(skips)} stretches of text were left out already (spikes.max_skips)")
+        elif (many := len(self.skips)) >= self.max_skips:
+            say(f"{told}: {many} stretches of text were left out already (spikes.max_skips)")
         else:
             self.go_back_to = place
-            first, after = self._samples(trainer, start, skips)
-            skips.append({"samples": [first, after], "step": start, "began": began, "seen": step})
-            if trainer.is_global_zero:
-                write_atomically(self.file, json.dumps(skips, indent=1).encode())
+            first, after = self._samples(trainer, start)
+            self.skips.append(
+                {"samples": [first, after], "step": start, "began": began, "seen": step}
+            )
             say(
                 f"{told}: going back to '{place}', samples {first} to {after - 1} are left out; "
                 f"`show-samples --run_dir {self.run_dir} --skipped true` shows them"
             )
+        if trainer.is_global_zero:
+            set_aside(self.checkpoints.directory, start)
+            write_atomically(self.file, json.dumps(self.skips, indent=1).encode())
+        trainer.strategy.barrier()
         trainer.limit_val_batches = 0  # Lightning would validate before it stops
+        trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = 0
         trainer.should_stop = self.ended = self.checkpoints.unfinished = True
         self.checkpoints.saved_step = step  # nothing of this is worth a checkpoint
 
-    def _samples(
-        self, trainer: L.Trainer, start: int, skips: list[dict[str, Any]]
-    ) -> tuple[int, int]:
+    def go_back(self, children: list[Popen[bytes]]) -> GoBack:
+        """What to raise once the fit is over."""
+        return GoBack(str(self.go_back_to), children)
+
+    def _forget(self) -> None:
+        """Losses are compared with those to come."""
+        self.began = None
+        self.detector.history.clear()
+        self.detector.high.clear()
+
+    def _samples(self, trainer: L.Trainer, start: int) -> tuple[int, int]:
         """What to leave out: what was read from `start` on; more where that did not do before."""
         segments = cast(PhaseData, cast(Any, trainer).datamodule).segments
         first, after = segments.span(start)[0], segments.span(trainer.global_step - 1)[1]
-        if skips and start <= skips[-1]["step"] + (self.detector.history.maxlen or 0):
-            was_first, was_after = skips[-1]["samples"]
+        near = self.detector.history.maxlen or 0
+        if self.skips and start <= self.skips[-1]["step"] + near:
+            was_first, was_after = self.skips[-1]["samples"]
             after = max(after, first + GROWTH * (was_after - was_first))
         return first, after
 
 
-def set_aside(directory: Path, start: int) -> Path | None:
-    """Rename the checkpoints of later steps; the newest whole one of those that stay."""
-    found = list_checkpoints(directory)
-    for path in found:
-        if step_of(path) > start:
-            for old in (path, path.with_name(f"{path.name}.bundle")):
-                if old.exists():
-                    old.replace(old.with_name(f"spiked-{old.name}"))
-    whole = [path for path in found if step_of(path) <= start and is_whole(path)]
+def last_before(directory: Path, start: int) -> Path | None:
+    """The newest whole checkpoint of no later step."""
+    whole = [p for p in list_checkpoints(directory) if step_of(p) <= start and is_whole(p)]
     return whole[-1] if whole else None
+
+
+def set_aside(directory: Path, start: int) -> None:
+    """Rename the checkpoints of later steps, the newest first, to names that are free."""
+    for path in reversed(list_checkpoints(directory)):
+        if step_of(path) > start:
+            free = next(n for n in count(1) if not (directory / f"spiked-{n}-{path.name}").exists())
+            for old in (path.with_name(f"{path.name}.bundle"), path):
+                if old.exists():
+                    old.replace(directory / f"spiked-{free}-{old.name}")
 
 
 def _other_data(segments: Segments, step: int) -> bool:

@@ -19,7 +19,7 @@ from ptft_lightning.ngrams.counts import Numbers, find
 from ptft_lightning.ngrams.estimation import Level
 from ptft_lightning.ngrams.model import NGramModel
 
-BEGIN, END = "<s>", "</s>"
+BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 NEVER = -99.0  # log10 p of what is never predicted
 LINES = 100_000
 
@@ -93,8 +93,8 @@ def read_arpa(file: Path, tokenizer: Tokenizer) -> NGramModel:
                 break
             continue
         fields = line.split("\t")
-        if tokenizer.end is None and fields[1:2] == [END]:
-            continue
+        if fields[1:2] in ([END], [UNKNOWN]) and fields[1] not in ids:
+            continue  # other tools have words that the tokenizer may not have
         try:
             grams = [ids[name] for name in fields[1].split(" ")]
             rows.append((grams, float(fields[0]), float(fields[2]) if len(fields) > 2 else 0.0))
@@ -111,7 +111,7 @@ def read_arpa(file: Path, tokenizer: Tokenizer) -> NGramModel:
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines from the first section on, blank ones left out."""
     began = False
-    with open(file, encoding="utf-8") as stream:
+    with open(file, encoding="utf-8", errors="replace") as stream:
         for number, line in enumerate(stream, start=1):
             line = line.rstrip("\n")
             began = began or line.startswith("\\1-grams")

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptft_lightning.data.corpus import CorpusDataModule
-from ptft_lightning.data.mixture import PERIOD, MixedRows, Turns, apportion, shares_of
+from ptft_lightning.data.mixture import MixedRows, shares_of
 from ptft_lightning.data.mixture_config import MixtureConfig
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.turns import PERIOD, Turns, apportion
 from ptft_lightning.errors import UserError
 
 LENGTH = 16
@@ -172,9 +173,10 @@ def wanted(stores: list[int], rows: int, taken: list[int] | None = None, **mixtu
     names = {f"s{i}": f"place{i}" for i in range(len(stores))}
     if "weights" in mixture:
         mixture["weights"] = dict(zip(names, mixture["weights"], strict=True))
-    data = SimpleNamespace(mixture=MixtureConfig(names, **mixture), run_rows=rows)
+    data = SimpleNamespace(mixture=MixtureConfig(names, **mixture))
     data.mixture.check()
-    return shares_of(data, [range(n) for n in stores], np.array(taken or [0] * len(stores)), 0)
+    before = np.array(taken or [0] * len(stores))
+    return shares_of(data, [range(n) for n in stores], before, rows)
 
 
 def test_shares_by_size_and_temperature():
@@ -200,8 +202,8 @@ def test_no_store_is_read_more_often_than_asked():
 )
 def test_caps_hold_and_the_shares_below_them_keep_their_ratio(sizes, passes, fill):
     room = passes * np.array(sizes)
-    rows = int(fill * room.sum())
-    shares = np.array(wanted(sizes, rows, temperature=3, max_passes=passes)) * max(rows, 1)
+    rows = max(1, int(fill * room.sum()))
+    shares = np.array(wanted(sizes, rows, temperature=3, max_passes=passes)) * rows
     assert shares.sum() == pytest.approx(rows)
     assert (shares <= room * (1 + 1e-9)).all()
     free = shares < room * (1 - 1e-9)
