@@ -52,7 +52,7 @@ def select(
         method: moore_lewis takes the highest differences of cross-entropy under n-gram models;
             dsir samples by importance weights of hashed n-grams; random is the baseline.
         documents: How many to take.
-        share: Or which share of all.
+        share: Or which share of all text, in bytes.
         column: The text column, of all files but .txt.
         target_column: That of the target; default: the same.
         order: Of the n-gram models of moore_lewis.
@@ -81,12 +81,15 @@ def select(
             if method == "dsir"
             else MooreLewis(wanted, general, known, order)
         )
-    weights = _weigh_all(weigher, known, sources, sizes, column, method, seed)
-    count = documents if documents is not None else max(1, round((share or 0) * len(weights)))
-    if count > len(weights):
-        raise UserError(f"--documents is {count}: there are {len(weights)}")
+    weights, lengths = _weigh_all(weigher, known, sources, sizes, column, method, seed)
+    best = np.argsort(-weights, kind="stable")
+    count = documents or 0
+    if share is not None:
+        count = 1 + int(np.searchsorted(np.cumsum(lengths[best]), share * lengths.sum()))
+    if documents is not None and documents > len(weights):
+        raise UserError(f"--documents is {documents}: there are {len(weights)}")
     chosen = np.zeros(len(weights), np.bool_)
-    chosen[np.argsort(-weights, kind="stable")[:count]] = True
+    chosen[best[:count]] = True
     _write(Path(output), sources, column, weights, chosen)
 
 
@@ -125,9 +128,10 @@ def _weigh_all(
     column: str,
     method: Method,
     seed: int,
-) -> Floats:
-    """One number a document, in the order of the files."""
+) -> tuple[Floats, Floats]:
+    """Weight and bytes of each document, in the order of the files."""
     found: list[Floats] = []
+    lengths: list[int] = []
     with ByteProgress("select", sum(sizes)) as progress:
         for some in batches((t for file in files for t in read_documents(file, column)), BATCH):
             weights = np.zeros(len(some))
@@ -136,8 +140,9 @@ def _weigh_all(
             if method != "moore_lewis":
                 weights = weights + gumbel(seed, some)
             found.append(weights)
-            progress.advance(sum(len(text.encode()) for text in some))
-    return np.concatenate([np.zeros(0), *found])
+            lengths += [len(text.encode()) for text in some]
+            progress.advance(sum(lengths[-len(some) :]))
+    return np.concatenate([np.zeros(0), *found]), np.array(lengths, np.float64)
 
 
 def _write(
