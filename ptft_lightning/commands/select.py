@@ -72,15 +72,10 @@ def select(
     if target is not None:
         own = list(_documents(expand_sources(target), target_column or column))
         most = TARGET_BYTES if method == "dsir" else sum(len(text.encode()) for text in own)
-        general = _encode(known, _sample(sources, most / max(sum(sizes), 1), column, seed))
+        general = list(_sample(sources, most / max(sum(sizes), 1), column, seed))
         if not general:  # a target much smaller than a document
-            general = _encode(known, islice(_sample(sources, 1.0, column, seed), LEAST))
-        wanted = _encode(known, iter(own))
-        weigher = (
-            HashedImportance(wanted, general)
-            if method == "dsir"
-            else MooreLewis(wanted, general, known, order)
-        )
+            general = list(islice(_sample(sources, 1.0, column, seed), LEAST))
+        weigher = _weigher(method, known, own, general, order)
     weights, lengths = _weigh_all(weigher, known, sources, sizes, column, method, seed)
     best = np.argsort(-weights, kind="stable")
     count = documents or 0
@@ -91,6 +86,17 @@ def select(
     chosen = np.zeros(len(weights), np.bool_)
     chosen[best[:count]] = True
     _write(Path(output), sources, column, weights, chosen)
+
+
+def _weigher(
+    method: Method, tokenizer: Tokenizer, target: list[str], general: list[str], order: int
+) -> Weigher:
+    own, other = (_encode(tokenizer, iter(texts)) for texts in (target, general))
+    return (
+        HashedImportance(own, other)
+        if method == "dsir"
+        else MooreLewis(own, other, tokenizer, order)
+    )
 
 
 def _documents(files: list[str], column: str) -> Iterator[str]:

@@ -116,6 +116,7 @@ class Spikes(Callback):
         self.run_dir = Path("runs/default")  # set by the command line, with the next
         self.checkpoints: Checkpoints | None = None
         self.skips: list[dict[str, Any]] = []  # as the file has them; the same on all ranks
+        self.part: Tensor | None = None  # of a step that is not done; a save may come before it is
         self.unread: list[Tensor] = []
         self.losses_read = 0  # steps whose losses the detector has
         self.began: int | None = None
@@ -165,12 +166,11 @@ class Spikes(Callback):
             return
         # Lightning divided it by the micro-batches of the step, whose sum is the step's loss.
         loss = outputs["loss"].detach()
-        if batch_idx % trainer.accumulate_grad_batches:
-            self.unread[-1] = self.unread[-1] + loss
-        else:
-            self.unread.append(loss)
+        self.part = loss if self.part is None else self.part + loss
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        self.unread.append(self.part)
+        self.part = None
         assert self.checkpoints is not None
         step = trainer.global_step
         # Before a save, too: it may remove the last checkpoint from before the spike.

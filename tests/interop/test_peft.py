@@ -70,7 +70,7 @@ def our_logits(bundle: Bundle, head: str | None, adapted: bool = False) -> Tenso
     parts.load_state_dict(weights, assign=True)
     batch, real = _batch(ROWS, bundle)
     with torch.no_grad():
-        logits = _logits(parts, batch, head)
+        (logits,) = _logits(parts, batch, head)
     return logits[real] if logits.ndim == 3 else logits
 
 
