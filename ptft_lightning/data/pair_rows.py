@@ -206,7 +206,14 @@ class PairDataset(RowDataset):
                 [tokens, documents, segments, *(targets[k] for k in sorted(targets))]
             )
         return build_batch(
-            tokens, documents, slots.numbers, targets, slots.step_samples, segments, hashes
+            tokens,
+            documents,
+            slots.numbers,
+            targets,
+            slots.step_samples,
+            segments,
+            hashes,
+            sources=rows.sources_of(slots.numbers),
         )
 
 
