@@ -32,7 +32,7 @@ WRONG_TYPE = re.compile(
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>.*)")
 MISSING = re.compile(r"the following arguments are required: (?P<names>.*)")
 CLASS_KEYS = ("class_path", "init_args")
-MANY = 20  # names that are still worth listing
+MANY = 32  # names that are still worth listing
 
 
 class ParserError(Exception):

@@ -84,7 +84,12 @@ def choose(
     Raises:
         UserError: two things are named, or none, or the shares cannot be meant.
     """
-    if (store is None) == (mixture is None) or (mixture and replay):
+    if store is None and mixture is None:
+        raise UserError(
+            "data.store is missing, which CorpusDataModule reads: give one of the two, data.store "
+            "or data.mixture"
+        )
+    if mixture is not None and (store is not None or replay):
         raise UserError(
             "data.store, perhaps with data.replay, or data.mixture: give one of the two"
         )
