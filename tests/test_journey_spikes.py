@@ -271,9 +271,11 @@ def test_checkpoints_set_aside_keep_those_set_aside_before(tmp_path):
 
 @pytest.mark.slow
 def test_ten_clean_runs_raise_no_alarm(stores, bpe_path, tmp_path):
+    """With the settings that a user gets."""
     for seed in range(10):
-        options = fitting(tmp_path / str(seed), stores["clean"], bpe_path, model__seed=seed)
-        run = done(words("fit", options | {"data.seed": seed, "data.window": 16}))
+        options = pretrain(tmp_path / str(seed), stores["clean"], bpe_path, model__seed=seed)
+        options |= {"data.seed": seed, "data.global_batch_size": 8, "trainer.max_steps": 120}
+        run = done(words("fit", options | {"checkpoint.every_n_steps": 50}))
         assert "spike" not in run.err
 
 
