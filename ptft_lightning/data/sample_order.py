@@ -42,7 +42,7 @@ def random_words(seed: int, purpose: str, samples: Numbers, count: int) -> Words
     return words
 
 
-def _mix(x: Words) -> Words:
+def mix(x: Words) -> Words:
     """The splitmix64 finaliser (Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -63,7 +63,7 @@ def keyed_permutation(index: Numbers, size: int, key: tuple[int | str, ...]) -> 
         left, right = x >> np.uint64(half), x & mask
         with np.errstate(over="ignore"):
             for k in keys:
-                left, right = right, left ^ (_mix(right + k) & mask)
+                left, right = right, left ^ (mix(right + k) & mask)
         return (left << np.uint64(half)) | right
 
     out = feistel(np.asarray(index).astype(np.uint64))

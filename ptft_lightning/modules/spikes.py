@@ -68,11 +68,11 @@ class Detector:
 
     def add(self, loss: float) -> int | None:
         """Take the next loss; how many losses ago a spike began (0: with this one), None: none."""
-        if not math.isfinite(loss) and not self.tolerant:
-            return len(self.high)
-        if not math.isfinite(loss) or loss > self.limit():
+        finite = math.isfinite(loss)
+        if not finite or loss > self.limit():
             self.high.append(loss)
-            return len(self.high) - 1 if len(self.high) >= self.patience else None
+            enough = len(self.high) >= self.patience or not (finite or self.tolerant)
+            return len(self.high) - 1 if enough else None
         self.history.extend([*self.high, loss])
         self.high.clear()
         return None
@@ -190,7 +190,6 @@ class Spikes(Callback):
             ago = self.detector.add(loss)
             if ago is not None:
                 self.began = self.losses_read - ago
-                self.detector.high.append(loss) if not math.isfinite(loss) else None
                 return
             self.losses_read += 1
 
@@ -222,7 +221,7 @@ class Spikes(Callback):
         told = f"loss spike at step {began}, seen after step {step}"
         place = last_before(self.checkpoints.directory, start) if trainer.is_global_zero else None
         place = trainer.strategy.broadcast(place)
-        if place is None and all(map(math.isfinite, self.detector.high)) and self.detector.high:
+        if place is None and all(map(math.isfinite, self.detector.high)):
             say(f"{told}; there is no checkpoint from before it, so the run goes on")
             self._forget()
             return

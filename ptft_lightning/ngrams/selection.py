@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ptft_lightning.data.sample_order import Words, random_key
+from ptft_lightning.data.sample_order import mix, random_key
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.ngrams.counts import Stream, frame
 from ptft_lightning.ngrams.estimation import Floats, estimate
@@ -72,15 +72,8 @@ def hashed(document: list[int]) -> npt.NDArray[np.int64]:
     """The buckets of a document's tokens and of its pairs of tokens."""
     ids = np.asarray(document, np.uint64)
     with np.errstate(over="ignore"):
-        grams = np.concatenate([_mixed(ids + np.uint64(1)), _mixed(_mixed(ids[:-1]) + ids[1:])])
+        grams = np.concatenate([mix(ids + np.uint64(1)), mix(mix(ids[:-1]) + ids[1:])])
     return (grams % np.uint64(BUCKETS)).astype(np.int64)
-
-
-def _mixed(x: Words) -> Words:
-    """A finaliser that spreads any number over 64 bits (Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def gumbel(seed: int, documents: Iterable[str]) -> Floats:
