@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ptft_lightning.backbones.cache import KeyValueCache
+from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.data.sample_order import random_key
 
 Prefix = list[tuple[Tensor, Tensor]]
@@ -18,6 +20,7 @@ class Backbone(nn.Module):
     """Tokens in, hidden states out.
 
     Attributes:
+        config_class: what says its shape.
         dim: width of the hidden states.
         vocab_size: rows of the embedding.
         max_length: the longest document it can read.
@@ -32,6 +35,7 @@ class Backbone(nn.Module):
         recompute: whether each layer's activations are computed again in the backward pass.
     """
 
+    config_class: ClassVar[type[BackboneConfig]]
     dim: int
     vocab_size: int
     max_length: int

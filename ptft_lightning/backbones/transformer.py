@@ -17,6 +17,7 @@ from ptft_lightning.backbones.transformer_config import TransformerConfig
 class Transformer(Backbone):
     """A stack of blocks over token, position and type embeddings."""
 
+    config_class = TransformerConfig
     packs = True
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.errors import UserError
 
 GATED = ("swiglu", "geglu")
@@ -37,8 +38,10 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(BackboneConfig):
     """Shape and kind of a Transformer (Vaswani et al. 2017)."""
+
+    kind: ClassVar[str] = "transformer"
 
     dim: int = 192
     """Width of the hidden states."""

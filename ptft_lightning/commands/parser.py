@@ -11,7 +11,8 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from ptft_lightning import objectives, tasks, tuning
+from ptft_lightning import backbones, objectives, tasks, tuning
+from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.commands.mistakes import Context, ParserError, buried, explain, read_configs
 from ptft_lightning.commands.runs import config_files
 from ptft_lightning.data.module import PhaseData
@@ -28,12 +29,13 @@ BASES: dict[str, type] = {
     "objective": Objective,
     "task": Task,
     "tuning": Tuning,
+    "backbone": BackboneConfig,
 }
 
 
 def import_parts() -> None:
-    """Every objective, task and tuning, so that their short names are known."""
-    for package in (objectives, tasks, tuning):
+    """Every backbone, objective, task and tuning, so that their short names are known."""
+    for package in (backbones, objectives, tasks, tuning):
         for part in iter_modules(package.__path__, f"{package.__name__}."):
             import_module(part.name)
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.module import PhaseData, say
@@ -37,7 +38,8 @@ class FinetuneModule(PhaseModule):
         optimizer: Optimizer and schedule.
         from_scratch: Keep the bundle's tokenizer and shape but not its weights: the baseline that
             tells what pretraining was worth.
-        backbone: Shape and kind of the model when there is no init_from.
+        backbone: Shape of a Transformer, or class_path and init_args of another kind, when there
+            is no init_from.
         base: Where the base of init_from is, if that holds only what was trained and its base was
             moved.
         compile_layers: Compile each layer with torch.compile.
@@ -56,7 +58,7 @@ class FinetuneModule(PhaseModule):
             lr=3e-4, weight_decay=0.01, warmup=0.1, schedule="linear", final=0.0
         ),
         from_scratch: bool = False,
-        backbone: TransformerConfig | None = None,
+        backbone: TransformerConfig | BackboneConfig | None = None,
         compile_layers: bool = False,
         activation_checkpointing: bool = False,
         seed: int = 0,
@@ -71,7 +73,7 @@ class FinetuneModule(PhaseModule):
             raise UserError(
                 "model.backbone and model.init_from: give one, the bundle brings its own"
             )
-        self.backbone_config = backbone or TransformerConfig()
+        self.backbone_config: BackboneConfig = backbone or TransformerConfig()
         self.metrics: Any = None
         self.predictions = Predictions()
         self.lines: dict[int, dict[str, Any]] | None = None  # those that were judged
@@ -113,8 +115,8 @@ class FinetuneModule(PhaseModule):
         if self.bundle is not None:
             return cast(dict[str, Any], self.bundle.config["backbone"])
         return {
-            "kind": "transformer",
-            "config": asdict(self.backbone_config),
+            "kind": self.backbone_config.kind,
+            "config": asdict(cast(Any, self.backbone_config)),
             "vocab_size": data.tokenizer.size,
         }
 

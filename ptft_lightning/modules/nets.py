@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,8 +11,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ptft_lightning.backbones.base import Backbone, initial_value
-from ptft_lightning.backbones.transformer import Transformer
-from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.errors import UserError
 from ptft_lightning.objectives.base import PretrainHead
@@ -19,9 +18,8 @@ from ptft_lightning.tasks.base import TaskHead
 from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Reader
 
-BACKBONES: dict[str, tuple[type[Any], type[Any]]] = {
-    "transformer": (Transformer, TransformerConfig)
-}
+# Kind -> file and class in `backbones/`; all but the Transformer are leaves.
+BACKBONES = {"transformer": ("transformer", "Transformer")}
 
 
 def as_number(value: Tensor | None) -> float:
@@ -93,9 +91,10 @@ def build_backbone(kind: str, config: dict[str, Any], vocab_size: int) -> Backbo
     """
     if kind not in BACKBONES:
         raise UserError(f"backbone kind '{kind}' is unknown: choose from {', '.join(BACKBONES)}")
-    model, shape = BACKBONES[kind]
+    file, name = BACKBONES[kind]
+    model: Any = getattr(import_module(f"ptft_lightning.backbones.{file}"), name)
     try:
-        backbone: Backbone = model(shape(**config), vocab_size)
+        backbone: Backbone = model(model.config_class(**config), vocab_size)
     except TypeError as error:
         raise UserError(f"the bundle's backbone cannot be built: {error}") from error
     return backbone

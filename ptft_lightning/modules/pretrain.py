@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.module import PhaseData, say
@@ -26,7 +27,8 @@ class PretrainModule(PhaseModule):
 
     Args:
         objective: What is predicted, such as CausalLM or MaskedLM.
-        backbone: Shape and kind of the model; not with init_from, which brings its own.
+        backbone: Shape of a Transformer, or class_path and init_args of another kind; not with
+            init_from, which brings its own.
         optimizer: Optimizer and schedule.
         vocab_size: Rows of the embedding; default: as many as the tokenizer has ids.
         init_from: A bundle, run or checkpoint of either phase, or a Hugging Face folder, to go on
@@ -41,7 +43,7 @@ class PretrainModule(PhaseModule):
     def __init__(
         self,
         objective: Objective,
-        backbone: TransformerConfig | None = None,
+        backbone: TransformerConfig | BackboneConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),
         vocab_size: int | None = None,
         init_from: str | None = None,
@@ -55,7 +57,8 @@ class PretrainModule(PhaseModule):
             raise UserError(
                 "model.backbone and model.init_from: give one, the bundle brings its own"
             )
-        self.backbone_config = backbone or TransformerConfig(causal=objective.causal)
+        default = TransformerConfig(causal=objective.causal)
+        self.backbone_config: BackboneConfig = backbone or default
 
     def preflight(self, data: PhaseData) -> None:
         """Check tokenizer, vocabulary, length and direction."""
@@ -81,6 +84,7 @@ class PretrainModule(PhaseModule):
         check.problems += pair_problems(self.objective, cast(CorpusDataModule, data), types)
         causal = shape["config"]["causal"]
         given = self.bundle is not None
+        check.problems += self.objective.problems(shape)
         check.causality(self.objective.name, self.objective.causal, causal, given)
         for line in check.finish():
             say(f"inherited: {line}")
@@ -97,8 +101,8 @@ class PretrainModule(PhaseModule):
         if self.bundle is not None:
             return cast(dict[str, Any], self.bundle.config["backbone"])
         return {
-            "kind": "transformer",
-            "config": asdict(self.backbone_config),
+            "kind": self.backbone_config.kind,
+            "config": asdict(cast(Any, self.backbone_config)),
             "vocab_size": self.vocab_size or data.tokenizer.size,
         }
 

@@ -47,6 +47,10 @@ class Objective:
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer the objective cannot work with."""
 
+    def problems(self, shape: dict[str, Any]) -> list[str]:
+        """Why it cannot learn with a backbone of this shape, as in a bundle's config."""
+        return []
+
     def make(
         self,
         tokens: Ids,
