@@ -95,7 +95,7 @@ LEAVES = (
     *("handoff/pair_checks.py", "objectives/sentence_pairs.py"),
     *("commands/duplicates.py", "commands/measures.py", "data/lots.py"),
     *("data/workers.py", "data/cluster.py", "data/duplicates.py", "data/drop_list.py"),
-    *("backbones/unpacking.py",),
+    *("backbones/unpacking.py", "data/growing.py", "data/store_lock.py"),
 )
 CORE_CODE_LINES = 6300  # 3,000 was the aim
 FILE_LINES = 300

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, BadDocuments, OnBadDocument
+from ptft_lightning.data.bad_documents import MAX_BAD_SHARE, OnBadDocument
 from ptft_lightning.data.cache_config import CacheConfig
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.layouts import batch_rows, lay_out, tell_left_out
-from ptft_lightning.data.manifest import has_manifest, read_manifest
+from ptft_lightning.data.manifest import Manifest, has_manifest, read_manifest
 from ptft_lightning.data.mixture_config import MixtureConfig, choose
-from ptft_lightning.data.module import BatchLoader, PhaseData, say
+from ptft_lightning.data.module import BatchLoader, PhaseData
 from ptft_lightning.data.packing import Layout
 from ptft_lightning.data.plan import check_share
 from ptft_lightning.data.row_batches import RowDataset, RowMaker
@@ -24,6 +25,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    from ptft_lightning.data.growing import GrowingStore
     from ptft_lightning.data.prefetch import Prefetch
 
 
@@ -58,6 +60,9 @@ class CorpusDataModule(PhaseData):
         validation_stores: Names and token stores of other text, whose held-out loss is told before
             and after training; default: those of `replay` or `mixture` beside the first.
         cache: Where shards of stores behind URLs are kept, and how many.
+        growing: Begin while `prepare` is still at work on the store, as soon as the first `window`
+            shards are there; with `files` the preparation is started, too, beside the training.
+            Held-out text is that of the first window.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class CorpusDataModule(PhaseData):
         mixture: MixtureConfig | None = None,
         validation_stores: dict[str, str] | None = None,
         cache: CacheConfig = CacheConfig(),
+        growing: bool = False,
     ) -> None:
         super().__init__(seed, global_batch_size, micro_batch_size, workers, audit)
         check_share(validation_share)
@@ -97,16 +103,11 @@ class CorpusDataModule(PhaseData):
         self.encoding, self.on_bad_document = encoding, on_bad_document
         self.max_bad_share = max_bad_share
         self.validation_share, self.window = validation_share, window
-        self.word_starts, self.cache = word_starts, cache
+        self.word_starts, self.cache, self.growing = word_starts, cache, growing
         self.prefetch: Prefetch | None = None
-        if length < 2:
-            raise UserError(f"data.length is {length}: a row needs at least 2 tokens")
-        if layout == "sentence_pairs":
-            from ptft_lightning.data.pair_rows import check_length
+        from ptft_lightning.data.store_checks import check_settings
 
-            check_length(length)
-        if window < 1:
-            raise UserError(f"data.window is {window}: rows are mixed among 1 shard or more")
+        check_settings(self)
 
     def prepare_data(self) -> None:
         """Check everything that crosses to the model, then make the store if need be."""
@@ -114,24 +115,27 @@ class CorpusDataModule(PhaseData):
         module: Any = self._trainer().lightning_module
         module.preflight(self)
         self.files = expand_sources(self.files)
-        if not has_manifest(self.store):
-            from ptft_lightning.data.own_store import prepare_own  # a leaf
+        from ptft_lightning.data.own_store import provide  # a leaf
 
-            prepare_own(self)
-        elif self.files:
-            from ptft_lightning.data.store_checks import check_plan
-
-            check_plan(self)
-        manifest = read_manifest(self.store)
-        if manifest.bad_documents:
-            say(BadDocuments(manifest.bad_kinds, manifest.bad_places).summary())
+        provide(self)
 
     @property
     def has_word_starts(self) -> bool:
         """Whether the store says where words start, or will."""
-        if not has_manifest(self.store):
-            return self.word_starts
-        return read_manifest(self.store).segmenter is not None
+        whole = has_manifest(self.store)
+        return read_manifest(self.store).segmenter is not None if whole else self.word_starts
+
+    @cached_property
+    def growing_store(self) -> GrowingStore:
+        """What there is so far of a store that grows."""
+        from ptft_lightning.data.growing import GrowingStore  # a leaf
+
+        return GrowingStore(self.store, self.tokenizer, self.window)
+
+    def manifest_of(self, store: str) -> Manifest:
+        """What a store holds, one that grows in its first window."""
+        grows = self.growing and store == self.store
+        return self.growing_store.first if grows else read_manifest(store)
 
     def _load_tokenizer(self) -> None:
         module: Any = self._trainer().lightning_module
@@ -160,7 +164,7 @@ class CorpusDataModule(PhaseData):
 
             begin(self, rows)
         if stage == "fit":
-            if not len(self.train_rows):
+            if not self.train_rows:
                 raise UserError(f"the token store '{self.store}' holds no training documents")
             self.place_in_trainer()
             for store in self.train_rows.stores:
@@ -220,7 +224,11 @@ class CorpusDataModule(PhaseData):
 
     def rows_of(self, store: str, split: str) -> Rows:
         """The rows of one split of a store."""
-        opened = TokenStore(store, split, self.cache)
+        grows = self.growing and store == self.store
+        if grows and split == "train":
+            return self.growing_store.rows(self.layout, self.length, self.seed)
+        part = self.growing_store.first if grows else None
+        opened = TokenStore(store, split, self.cache, part)
         order = self.seed, self.window, split == "train"
         return lay_out(opened, self.layout, self.length, self.objective, self.tokenizer, order)
 
@@ -248,7 +256,7 @@ class CorpusDataModule(PhaseData):
     def identity(self) -> dict[str, Any]:
         """What decides the content of each sample."""
         named = {name: getattr(self, name) for name in ("layout", "length", "seed", "window")}
-        fingerprint = self.train_rows.store.manifest.fingerprint
+        fingerprint = self.manifest_of(self.store).fingerprint
         return {"store": fingerprint, **named, **self.train_rows.mixture}
 
     @property

@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ptft_lightning.data.bad_documents import BadDocuments
 from ptft_lightning.data.documents import text_size
+from ptft_lightning.data.manifest import has_manifest
+from ptft_lightning.data.module import say
 from ptft_lightning.data.prepare import prepare_store
+from ptft_lightning.data.store_checks import check_plan
 from ptft_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from ptft_lightning.data.corpus import CorpusDataModule
 
 PREPARE_LIMIT = 2 * 10**9  # bytes of text that `fit` prepares by itself: a few minutes
+
+
+def provide(data: CorpusDataModule) -> None:
+    """Have the store of a run there, or its beginning, and say what of it could not be read."""
+    if has_manifest(data.store):
+        if data.files:
+            check_plan(data)
+    elif data.growing:
+        from ptft_lightning.data.growing import begin
+
+        begin(data)
+    else:
+        prepare_own(data)
+    manifest = data.manifest_of(data.store)
+    if manifest.bad_documents:
+        say(BadDocuments(manifest.bad_kinds, manifest.bad_places).summary())
 
 
 def prepare_own(data: CorpusDataModule) -> None:

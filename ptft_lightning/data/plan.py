@@ -13,6 +13,7 @@ from ptft_lightning.data.documents import Reading, Unit, split_units
 from ptft_lightning.data.sample_order import keyed_permutation
 from ptft_lightning.errors import UserError
 
+PLAN = "plan.json"  # of a token store
 UNIT_BYTES = 32 * 2**20
 SHOWN = 3  # files that are listed in a message
 

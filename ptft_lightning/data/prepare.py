@@ -23,15 +23,9 @@ from ptft_lightning.data.bad_documents import (
 )
 from ptft_lightning.data.decoding import Encoding
 from ptft_lightning.data.documents import check_file
-from ptft_lightning.data.manifest import (
-    FORMAT,
-    SPLITS,
-    Manifest,
-    Shard,
-    read_manifest,
-    write_manifest,
-)
+from ptft_lightning.data.manifest import NAME, SPLITS, Manifest, read_manifest, write_manifest
 from ptft_lightning.data.plan import (
+    PLAN,
     SHOWN,
     UNIT_BYTES,
     Plan,
@@ -39,7 +33,7 @@ from ptft_lightning.data.plan import (
     list_units,
     shown_change,
 )
-from ptft_lightning.data.shards import ShardMaker, receipt_of
+from ptft_lightning.data.shards import ShardMaker, collect, receipt_of
 from ptft_lightning.data.sources import HUB, expand_sources
 from ptft_lightning.data.streams import is_url, stored_size
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -99,17 +93,28 @@ def prepare_store(
     )
     target = Path(directory)
     _claim(target, plan, dropped)
-    finished = (target / "manifest.json").is_file()
     make = partial(_make_all, target, plan, tokenizer, on_bad_document, dropped, share)
-    manifest = read_manifest(target) if finished else make()
-    check_bad_share(manifest, on_bad_document, max_bad_share)
-    if not finished:
-        write_manifest(target, manifest)
-    if lengths:
-        from ptft_lightning.data.row_counts import count_rows  # a leaf
+    return _finish(target, make, on_bad_document, max_bad_share, lengths or [])
 
-        manifest = count_rows(target, manifest, lengths)
-    return manifest
+
+def _finish(
+    target: Path,
+    make: Callable[[], Manifest],
+    on_bad: OnBadDocument,
+    max_bad_share: float,
+    lengths: list[int],
+) -> Manifest:
+    """Make what is not there yet, the manifest last, while nobody else does."""
+    from ptft_lightning.data.row_counts import count_rows  # leaves
+    from ptft_lightning.data.store_lock import preparing
+
+    with preparing(target):
+        finished = (target / NAME).is_file()
+        manifest = read_manifest(target) if finished else make()
+        check_bad_share(manifest, on_bad, max_bad_share)
+        if not finished:
+            write_manifest(target, manifest)
+        return count_rows(target, manifest, lengths) if lengths else manifest
 
 
 def _make_all(
@@ -178,7 +183,7 @@ def _claim(target: Path, plan: Plan, dropped: DropList | None) -> None:
     for file in plan.files:  # a wrong column is said before the directory belongs to this plan
         check_file(file, plan.reading)
     target.mkdir(parents=True, exist_ok=True)
-    note = target / "plan.json"
+    note = target / PLAN
     content = json.dumps(asdict(plan), indent=1, ensure_ascii=False)
     if not note.is_file():
         write_atomically(note, content.encode())
@@ -196,23 +201,9 @@ def _claim(target: Path, plan: Plan, dropped: DropList | None) -> None:
 def _collect(target: Path, plan: Plan, tokenizer: Tokenizer, units: int) -> Manifest:
     """The manifest that the receipts add up to."""
     receipts = [json.loads(receipt_of(target, n).read_text(encoding="utf-8")) for n in range(units)]
-    shards = {s: [Shard(**r["shards"][s]) for r in receipts] for s in SPLITS}
-    bad = BadDocuments()
-    for receipt in receipts:
-        bad.merge(**receipt["bad"])
-    if not any(shard.documents for split in SPLITS for shard in shards[split]):
+    manifest = collect(receipts, asdict(plan), tokenizer)
+    if not any(shard.documents for split in SPLITS for shard in getattr(manifest, split)):
         files = ", ".join(plan.files[:SHOWN]) + (" ..." if len(plan.files) > SHOWN else "")
+        bad = BadDocuments(manifest.bad_kinds, manifest.bad_places)
         raise UserError(f"empty corpus: no document in {files}; {bad.summary()}")
-    return Manifest(
-        format=FORMAT,
-        tokenizer=tokenizer.fingerprint,
-        dtype="uint16" if tokenizer.size <= 2**16 else "uint32",
-        round_trips=tokenizer.round_trips,
-        plan=asdict(plan),
-        bad_documents=bad.count,
-        bad_places=bad.places,
-        train=shards["train"],
-        validation=shards["validation"],
-        bad_kinds=bad.kinds,
-        dropped=sum(receipt.get("dropped", 0) for receipt in receipts),
-    )
+    return manifest

@@ -12,7 +12,7 @@ import numpy as np
 
 from ptft_lightning.data.bad_documents import BadDocuments, OnBadDocument
 from ptft_lightning.data.documents import DocumentReader, Placed, Unit
-from ptft_lightning.data.manifest import SPLITS, Shard
+from ptft_lightning.data.manifest import FORMAT, SPLITS, Manifest, Shard
 from ptft_lightning.data.plan import Plan, held_out
 from ptft_lightning.data.token_store import Flags, Ids, Marks, write_shard
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -25,6 +25,27 @@ BATCH_CHARACTERS = 2**18  # or so much text: encodings are a hundred times as la
 def receipt_of(target: Path, number: int) -> Path:
     """The file that says that a shard is complete."""
     return target / f"shard-{number:05d}.json"
+
+
+def collect(receipts: list[dict[str, Any]], plan: dict[str, Any], tokenizer: Tokenizer) -> Manifest:
+    """The manifest that receipts add up to."""
+    shards = {s: [Shard(**r["shards"][s]) for r in receipts] for s in SPLITS}
+    bad = BadDocuments()
+    for receipt in receipts:
+        bad.merge(**receipt["bad"])
+    return Manifest(
+        format=FORMAT,
+        tokenizer=plan["tokenizer"],
+        dtype="uint16" if tokenizer.size <= 2**16 else "uint32",
+        round_trips=tokenizer.round_trips,
+        plan=plan,
+        bad_documents=bad.count,
+        bad_places=bad.places,
+        train=shards["train"],
+        validation=shards["validation"],
+        bad_kinds=bad.kinds,
+        dropped=sum(receipt.get("dropped", 0) for receipt in receipts),
+    )
 
 
 @dataclass

@@ -8,11 +8,30 @@ from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.plan import shown_change
 from ptft_lightning.data.sources import HUB
 from ptft_lightning.data.streams import stored_size
-from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from ptft_lightning.data.corpus import CorpusDataModule
+
+
+def check_settings(data: CorpusDataModule) -> None:
+    """What no text could be read with.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if data.length < 2:
+        raise UserError(f"data.length is {data.length}: a row needs at least 2 tokens")
+    if data.layout == "sentence_pairs":
+        from ptft_lightning.data.pair_rows import check_length
+
+        check_length(data.length)
+    if data.window < 1:
+        raise UserError(f"data.window is {data.window}: rows are mixed among 1 shard or more")
+    if data.growing:
+        from ptft_lightning.data.growing import check_growing
+
+        check_growing(data)
 
 
 def check_plan(data: CorpusDataModule) -> None:
@@ -44,13 +63,13 @@ def check_stores(data: CorpusDataModule) -> None:
         UserError: one does not, or is not there.
     """
     pairs = data.layout == "sentence_pairs"
-    _check_store(data.store, data.tokenizer, data.word_starts, pairs)
+    _check_store(data, data.store, data.word_starts, pairs)
     for other in {*data.stores.values(), *data.validation_stores.values()} - {data.store}:
-        _check_store(other, data.tokenizer, data.objective.whole_words, pairs)
+        _check_store(data, other, data.objective.whole_words, pairs)
 
 
-def _check_store(store: str, tokenizer: Tokenizer, word_starts: bool, sentences: bool) -> None:
-    manifest = read_manifest(store)
+def _check_store(data: CorpusDataModule, store: str, word_starts: bool, sentences: bool) -> None:
+    manifest, tokenizer = data.manifest_of(store), data.tokenizer
     if sentences and "sentences" not in manifest.arrays:
         raise UserError(
             f"token store '{store}' was made without sentence starts: prepare it again into "

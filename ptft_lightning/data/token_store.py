@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ptft_lightning.data.cache_config import CacheConfig
-from ptft_lightning.data.manifest import Shard, read_manifest
+from ptft_lightning.data.manifest import Manifest, Shard, read_manifest
 from ptft_lightning.data.streams import is_url
 from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
@@ -80,14 +80,22 @@ class TokenStore:
         place: Directory, or URL: its shards are then fetched when they are needed.
         split: `train` or `validation`.
         cache: Where and how many fetched shards are kept.
+        manifest: Of the part that is to be read; default: the whole store.
 
     Raises:
         UserError: there is no store, or a shard of a directory is missing.
     """
 
-    def __init__(self, place: str | Path, split: str, cache: CacheConfig | None = None) -> None:
+    def __init__(
+        self,
+        place: str | Path,
+        split: str,
+        cache: CacheConfig | None = None,
+        manifest: Manifest | None = None,
+    ) -> None:
         self.place, self.split, self.cache_config = str(place), split, cache
-        self.manifest = read_manifest(place)
+        self.part = manifest
+        self.manifest = manifest or read_manifest(place)
         listed: list[Shard] = getattr(self.manifest, split)
         # A shard without documents of this split has nothing to place.
         self.shards = [shard for shard in listed if shard.tokens]
@@ -102,7 +110,7 @@ class TokenStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled (for spawned workers) by name: a memory map would travel as its content."""
-        return TokenStore, (self.place, self.split, self.cache_config)
+        return TokenStore, (self.place, self.split, self.cache_config, self.part)
 
     def tokens(self, shard: int) -> Ids:
         """Token ids of a shard, memory-mapped, in the store's dtype."""

@@ -1,0 +1,53 @@
+"""Who prepares a token store holds a lock on its plan, so that others can tell slow from dead."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ptft_lightning.data.plan import PLAN
+from ptft_lightning.errors import UserError
+
+TRIES, PAUSE_S = 20, 0.05  # those who look take the lock for an instant
+
+
+@contextlib.contextmanager
+def preparing(store: Path) -> Iterator[None]:
+    """Hold the lock while the context lasts, or until the process dies.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    with open(store / PLAN, "r+b") as note:
+        for left in reversed(range(TRIES)):
+            try:
+                fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not left:
+                    raise UserError(
+                        f"token store '{store}' is being prepared by another process: wait for it, "
+                        "or end it"
+                    ) from error
+                time.sleep(PAUSE_S)
+            except OSError:  # a file system without locks
+                break
+        yield
+
+
+def is_being_prepared(store: str | Path) -> bool:
+    """Whether a process of this machine, or of one that shares its locks, is at work there."""
+    note = Path(store) / PLAN
+    if not note.is_file():
+        return False
+    with open(note, "rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # as above
+            return False
+    return False
