@@ -36,8 +36,12 @@ def attention_mask(
     forward and shared by layers. Padding attends padding, so that no row of scores is empty.
     """
     queries, keys = span
-    narrow = window is not None and keys > window + 1
-    if documents is None and not narrow and (not causal or queries in (1, keys)):
+    # Whether rows are wider than the window is asked last: a traced length has no answer.
+    if (
+        documents is None
+        and (not causal or queries in (1, keys))
+        and (window is None or keys <= window + 1)
+    ):
         return None
     device = device if documents is None else documents.device
     key = torch.arange(keys, device=device)

@@ -24,6 +24,7 @@ from ptft_lightning.interop.write import write_folder
 GB = 10**9
 WRITTEN = {
     *("config.json", "generation_config.json", INDEX, CONFIG),
+    *("model.onnx", "model.onnx.data"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
 }
 
@@ -31,21 +32,23 @@ WRITTEN = {
 def export(
     init_from: str,
     output: str,
-    format: Literal["huggingface", "peft"] = "huggingface",
+    format: Literal["huggingface", "peft", "onnx"] = "huggingface",
     family: str | None = None,
     shard_gb: float = 5.0,
     base: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a bundle in Hugging Face's layout, which transformers and many others read.
+    """Write a bundle in Hugging Face's layout, which transformers and many others read, or as an
+    ONNX graph.
 
     Only what such a model computes exactly is written. Where transformers is installed it reads
-    the folder back, and one whose logits or token ids differ is not kept.
+    the folder back (onnxruntime a graph), and one whose logits or token ids differ is not kept.
 
     Args:
         init_from: A bundle, run directory, checkpoint or Hugging Face folder.
         output: Directory to write.
-        format: The layout: a model, low-rank adapters folded in, or peft's of those adapters alone.
+        format: The layout: a model, low-rank adapters folded in; peft's of those adapters alone;
+            or a graph (extra `onnx`) with its tokenizer and labels, batch and length open.
         family: Model type such as bert, gpt2 or llama; default: the first that fits.
         shard_gb: Gigabytes of a file of tensors; larger models are written as several.
         base: Where the base of init_from is, if that holds only what was trained and its base was
@@ -59,25 +62,38 @@ def export(
     if target == Path(init_from).resolve():
         raise UserError(f"--output '{output}' is --init_from: name another directory")
     opened = open_model(init_from, base)
-    bundle = plain(opened)
-    chosen = find_family(bundle.config, bundle.tokenizer.pad, family)
-    shape = TransformerConfig(**bundle.config["backbone"]["config"])
-    if lost := chosen.lost_dropout(shape):
-        named = " and ".join(f"backbone.{name}" for name in lost)
-        print(f"{chosen.name} has no {named}: left out", file=sys.stderr)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        if format == "peft":
-            write_peft(opened, chosen, temporary)
-            checked = "its adapters and head; load them onto their base with peft's PeftModel"
+        if format == "onnx":
+            from ptft_lightning.interop.onnx import write_onnx
+
+            said = write_onnx(plain(opened), temporary)
         else:
-            write_folder(bundle, chosen, temporary, int(shard_gb * GB))
-            checked = _check(bundle, temporary)
+            said = _write_theirs(opened, temporary, format == "peft", family, shard_gb)
         replace_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{target}: {chosen.architecture(bundle.config['head']['name'])}, {checked}")
+    print(f"{target}: {said}")
+
+
+def _write_theirs(
+    opened: Bundle, folder: Path, peft: bool, asked: str | None, shard_gb: float
+) -> str:
+    """Hugging Face's layout, or peft's; what was written and how it was checked, in words."""
+    bundle = plain(opened)
+    family = find_family(bundle.config, bundle.tokenizer.pad, asked)
+    shape = TransformerConfig(**bundle.config["backbone"]["config"])
+    if lost := family.lost_dropout(shape):
+        named = " and ".join(f"backbone.{name}" for name in lost)
+        print(f"{family.name} has no {named}: left out", file=sys.stderr)
+    if peft:
+        write_peft(opened, family, folder)
+        checked = "its adapters and head; load them onto their base with peft's PeftModel"
+    else:
+        write_folder(bundle, family, folder, int(shard_gb * GB))
+        checked = _check(bundle, folder)
+    return f"{family.architecture(bundle.config['head']['name'])}, {checked}"
 
 
 def _check_place(target: Path, overwrite: bool) -> None:

@@ -46,7 +46,7 @@ def compare_with_transformers(bundle: Bundle, folder: Path) -> float:
     weights = {name: bundle.tensor(name).float() for name in parts.state_dict()}
     parts.load_state_dict(weights, assign=True)
     worst = 0.0
-    for rows in (_random_rows(bundle), _text_rows(bundle)):
+    for rows in (random_rows(bundle), _text_rows(bundle)):
         batch, real = _batch(rows, bundle)
         with torch.no_grad():
             mine = _logits(parts, batch, bundle.config["head"]["name"])
@@ -79,7 +79,7 @@ def _compare_tokens(tokenizer: Tokenizer, folder: Path, auto: Any) -> None:
             )
 
 
-def _random_rows(bundle: Bundle) -> list[list[int]]:
+def random_rows(bundle: Bundle) -> list[list[int]]:
     """Rows longer than a window, where the model reads as many."""
     shape = bundle.config["backbone"]
     window = shape["config"]["window"] or 0

@@ -200,7 +200,7 @@ class ClassificationHead(PooledHead):
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> the `classification` term and (E, classes) scores."""
-        logits, labels = self.project(hidden, batch), batch.targets["label"]
+        logits, labels = self.project(hidden, batch.targets), batch.targets["label"]
         losses = F.cross_entropy(
             logits,
             labels,

@@ -147,7 +147,7 @@ class MultiLabelHead(PooledHead):
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> the `multilabel` term and (E, labels) scores."""
-        logits = self.project(hidden, batch)
+        logits = self.project(hidden, batch.targets)
         labels = batch.targets["label"].expand_as(logits)
         real = labels != IGNORE
         losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Encoded
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.errors import UserError
@@ -53,9 +52,10 @@ class PooledHead(TaskHead):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(dim, outputs, bias=bias)
 
-    def project(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """(B, T, dim) hidden states -> (E, outputs) in float32."""
-        pooled = self.transform(self._pool(hidden, batch.targets))
+    def project(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
+        """(B, T, dim) hidden states and each example's row, start and end -> (E, outputs) in
+        float32."""
+        pooled = self.transform(self._pool(hidden, at))
         out: Tensor = self.classifier(self.dropout(pooled)).float()
         return out
 

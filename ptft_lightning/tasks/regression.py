@@ -160,7 +160,7 @@ class RegressionHead(PooledHead):
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> the `regression` term and (E, 1) scores."""
-        out, targets = self.project(hidden, batch), batch.targets["label"]
+        out, targets = self.project(hidden, batch.targets), batch.targets["label"]
         real = ~targets.isnan()
         wanted = (targets.nan_to_num() - self.center) / self.scale
         losses = (out[:, 0] - wanted).square().where(real, 0.0)

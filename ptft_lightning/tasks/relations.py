@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ptft_lightning.backbones.base import Backbone
-from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Columns, Encoded, Example
 from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.packing import Ids
@@ -232,8 +231,8 @@ class RelationHead(ClassificationHead):
         first, after = places[..., 1], torch.maximum(places[..., 2], places[..., 1] + 1)
         return pool(hidden, {"row": row, "start": first, "end": after}, "mean")
 
-    def project(self, hidden: Tensor, batch: Batch) -> Tensor:
+    def project(self, hidden: Tensor, at: dict[str, Tensor]) -> Tensor:
         """(B, T, dim) hidden states -> (E, classes) in float32."""
-        read = self.read(hidden, batch.targets).flatten(1)
+        read = self.read(hidden, at).flatten(1)
         out: Tensor = self.classifier(self.dropout(read)).float()
         return out
