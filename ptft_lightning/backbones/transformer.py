@@ -62,7 +62,7 @@ class Transformer(Backbone):
             positions = torch.arange(read, read + tokens.shape[1], device=tokens.device)[None]
         if cache is not None:
             documents = cache.see(documents)
-        x = self._embed(tokens, positions, segments, embeds)
+        x = self.embed(tokens, positions, segments, embeds)
         dtype = _attention_dtype(x)
         span = (tokens.shape[1], read + tokens.shape[1])
         # What blocks share: by whether they are windowed.
@@ -109,9 +109,10 @@ class Transformer(Backbone):
         length = prefix[0][0].shape[1]
         return see_prefix(mask, length, self.causal, x.shape[1], x.new_empty(0, dtype=dtype))
 
-    def _embed(
+    def embed(
         self, tokens: Tensor, positions: Tensor, segments: Tensor | None, embeds: Tensor | None
     ) -> Tensor:
+        """What the first block reads, (B, T, dim); `embeds` in place of the tokens' embeddings."""
         x: Tensor = self.embedding(tokens) if embeds is None else embeds
         if self.position is not None:
             x = x + self.position(positions + self.config.position_start)

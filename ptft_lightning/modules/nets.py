@@ -59,6 +59,7 @@ class PretrainNet(Net):
 
     def forward(self, batch: Batch) -> Output:
         """Batch -> loss terms."""
+        batch = self.head.reads(batch, self.backbone)
         out: Output = self.head(self.hidden(batch), batch, self.backbone.embedding.weight)
         return out
 

@@ -70,6 +70,10 @@ class Objective:
         """Nats per target of a uniform guess, near which training begins; None: unknown."""
         return None
 
+    def summary(self, values: dict[str, float]) -> dict[str, float]:
+        """What is reported, from the means over targets of losses and metrics."""
+        return values
+
     def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
         """The torch half over a backbone; `tied` shares the backbone's embedding."""
         raise NotImplementedError
@@ -80,6 +84,10 @@ class PretrainHead(nn.Module):
 
     `forward` gets the embedding weight because a tied head owns no projection of its own.
     """
+
+    def reads(self, batch: Batch, backbone: Backbone) -> Batch:
+        """What the backbone reads in place of the objective's batch, and `forward` gets with it."""
+        return batch
 
     def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
         """(B, T, dim) hidden states -> terms."""
