@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,6 +26,7 @@ class Transformer(Backbone):
         self.config = config
         self.dim, self.vocab_size = config.dim, vocab_size
         self.max_length, self.causal = config.max_length, config.causal
+        self.prefix_lm = config.prefix_lm
         self.norm_eps, self.bias, self.tied = config.norm_eps, config.bias, config.tie_embeddings
         self.key_shape = config.key_heads, config.head_width
         self.embedding = nn.Embedding(vocab_size, config.dim)
@@ -43,6 +45,12 @@ class Transformer(Backbone):
         self.kinds = {config.is_windowed(layer) for layer in range(config.depth)}
         if config.norm_first:
             self.final_norm = build_norm(config)
+
+    def read_whole(self) -> None:
+        """See `Backbone`."""
+        self.causal = self.prefix_lm = False
+        for block in self.layers:
+            block.attention.causal = False
 
     def forward(
         self,
@@ -67,7 +75,11 @@ class Transformer(Backbone):
         span = (tokens.shape[1], read + tokens.shape[1])
         # What blocks share: by whether they are windowed.
         rotary = {w: self._rotary(positions, w, dtype) for w in self.kinds}
-        mask = {w: self._mask(documents, w, dtype, span, tokens.device) for w in self.kinds}
+        front = None
+        if self.prefix_lm and segments is not None:
+            front = F.pad(segments == 1, (read, 0))  # what was read before is seen by all
+        given = documents, dtype, span, tokens.device, front
+        mask = {w: self._mask(w, *given) for w in self.kinds}
         if prefix is not None:
             mask = {w: self._see(m, prefix, x, dtype) for w, m in mask.items()}
         states = []
@@ -94,14 +106,15 @@ class Transformer(Backbone):
 
     def _mask(
         self,
-        documents: Tensor | None,
         windowed: bool,
+        documents: Tensor | None,
         dtype: torch.dtype,
         span: tuple[int, int],
         device: torch.device,
+        front: Tensor | None,
     ) -> Tensor | None:
         window = self.config.window if windowed else None
-        return attention_mask(documents, self.causal, dtype, span, window, device)
+        return attention_mask(documents, self.causal, dtype, span, window, device, front)
 
     def _see(
         self, mask: Tensor | None, prefix: Prefix, x: Tensor, dtype: torch.dtype

@@ -222,7 +222,8 @@ class CorpusDataModule(PhaseData):
         """The rows of one split of a store."""
         opened = TokenStore(store, split, self.cache)
         order = self.seed, self.window, split == "train"
-        return lay_out(opened, self.layout, self.length, self.objective, self.tokenizer, order)
+        length = self.objective.text_length(self.length, self.tokenizer)
+        return lay_out(opened, self.layout, length, self.objective, self.tokenizer, order)
 
     @property
     def predicted_per_byte(self) -> float | None:

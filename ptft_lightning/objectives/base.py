@@ -51,6 +51,10 @@ class Objective:
         """Why it cannot learn with a backbone of this shape, as in a bundle's config."""
         return []
 
+    def text_length(self, length: int, tokenizer: Tokenizer) -> int:
+        """How many tokens of text make a row of `length` places."""
+        return length
+
     def make(
         self,
         tokens: Ids,
@@ -62,7 +66,8 @@ class Objective:
     ) -> tuple[Ids, dict[str, Ids]]:
         """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets.
 
-        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`.
+        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`. Rows that
+        are laid out anew bring `documents`, and rows of two parts `segments`, among the targets.
         """
         raise NotImplementedError
 

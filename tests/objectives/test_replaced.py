@@ -1,4 +1,4 @@
-"""Replaced-token detection: what is drawn, both losses and their gradients, who learns from what."""
+"""Replaced-token detection: what is drawn, losses and gradients, who learns from what."""
 
 from __future__ import annotations
 
