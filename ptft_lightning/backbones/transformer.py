@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ptft_lightning.backbones.attention import attention_mask, see_prefix
 from ptft_lightning.backbones.base import Backbone, Prefix
 from ptft_lightning.backbones.cache import KeyValueCache
-from ptft_lightning.backbones.layers import Block, Rotary, build_norm
+from ptft_lightning.backbones.layers import Block, Rotary, SelfAttention, build_norm
 from ptft_lightning.backbones.rotary import rotary_angles
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 
@@ -49,8 +49,9 @@ class Transformer(Backbone):
     def read_whole(self) -> None:
         """See `Backbone`."""
         self.causal = self.prefix_lm = False
-        for block in self.layers:
-            block.attention.causal = False
+        for part in self.modules():
+            if isinstance(part, SelfAttention):
+                part.causal = False
 
     def forward(
         self,

@@ -68,14 +68,7 @@ def tokenizer(
     target = Path(output) / "tokenizer.json"
     if target.exists():
         raise UserError(f"'{target}' is already there: remove it or give another --output")
-    if sentinels < 0:
-        raise UserError(f"--sentinels is {sentinels}: give 0 or more")
-    least = (400 if kind == "unigram" else 300) + sentinels
-    if vocab_size < least:
-        taken = f", sentinels {sentinels}" if sentinels else ""
-        raise UserError(
-            f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256{taken})"
-        )
+    _check_size(vocab_size, kind, sentinels)
     check_limit(max_bad_share)
     files = expand_sources(files)
     sized = [(file, text_size(file, column)) for file in files]
@@ -97,6 +90,17 @@ def tokenizer(
     )
     if learned.size < vocab_size:
         print(f"the text gave only {learned.size} of {vocab_size} ids", file=sys.stderr)
+
+
+def _check_size(vocab_size: int, kind: Kind, sentinels: int) -> None:
+    if sentinels < 0:
+        raise UserError(f"--sentinels is {sentinels}: give 0 or more")
+    least = (400 if kind == "unigram" else 300) + sentinels
+    if vocab_size < least:
+        taken = f", sentinels {sentinels}" if sentinels else ""
+        raise UserError(
+            f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256{taken})"
+        )
 
 
 def memory_estimate(kind: Kind, sample: int) -> str:

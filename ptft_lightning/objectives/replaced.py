@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.backbones.transformer import Transformer
@@ -26,8 +25,9 @@ from ptft_lightning.objectives.base import (
     VocabularyProjection,
     perplexity,
 )
+from ptft_lightning.objectives.generator import Generator, generator_config, predict_and_draw
 from ptft_lightning.objectives.masked import MaskedLM
-from ptft_lightning.terms import CHUNK_ELEMENTS, IGNORE, LossMean, Output, token_term
+from ptft_lightning.terms import IGNORE, LossMean, Output, token_term
 
 GENERATOR, DETECTOR = "masked", "replaced"  # the terms
 
@@ -128,6 +128,7 @@ class ReplacedTokens(Objective):
         _, targets = self.masked.make(tokens, documents, samples, seed, tokenizer, words)
         slots, labels = targets["slots"], targets["labels"]
         shown, at = tokens[:, :-1].copy(), np.arange(len(tokens))[:, None]
+        assert tokenizer.mask is not None, "check() comes before make()"
         shown[at, slots] = np.where(labels != IGNORE, tokenizer.mask, shown[at, slots])
         drawn = random_words(seed, "replaced", samples, slots.shape[1])
         uniform: Any = (drawn >> np.uint64(11)) / 2**53
@@ -157,48 +158,6 @@ class ReplacedTokens(Objective):
         return ReplacedHead(
             cast(Transformer, backbone), tied, self.loss_mean, self.weight, (self.width, self.depth)
         )
-
-
-def generator_config(backbone: TransformerConfig, width: float, depth: float) -> TransformerConfig:
-    """The backbone's shape with a share of its heads, width and blocks, each at least 1.
-
-    A head keeps its width; the width and the feed-forward part follow the number of heads.
-    """
-    heads, blocks = (
-        max(1, round(n * s)) for n, s in ((backbone.heads, width), (backbone.depth, depth))
-    )
-    scale = heads / backbone.heads
-    local = backbone.window_layers
-    return replace(
-        backbone,
-        dim=max(1, round(backbone.dim * scale)),
-        depth=blocks,
-        heads=heads,
-        kv_heads=None if backbone.kv_heads is None else math.gcd(heads, backbone.kv_heads),
-        head_dim=backbone.head_width,
-        hidden_dim=max(1, round(backbone.ffn_dim * scale)),
-        window_layers=None if local is None else [i for i in local if i < blocks],
-    )
-
-
-class Generator(Transformer):
-    """A Transformer that reads the backbone's embeddings: of tokens, positions and types.
-
-    All are shared, as in the paper; where its width is another, a projection (`narrow`) lies
-    between.
-    """
-
-    def __init__(self, config: TransformerConfig, width: int) -> None:
-        super().__init__(config, vocab_size=1)
-        del self.embedding, self.position, self.token_type, self.embedding_norm
-        self.narrow = nn.Linear(width, config.dim) if width != config.dim else nn.Identity()
-
-    def embed(
-        self, tokens: Tensor, positions: Tensor, segments: Tensor | None, embeds: Tensor | None
-    ) -> Tensor:
-        """What was embedded, in its own width."""
-        out: Tensor = self.narrow(embeds)
-        return out
 
 
 class ReplacedHead(PretrainHead):
@@ -285,42 +244,3 @@ class ReplacedHead(PretrainHead):
 
 def _with(batch: Batch, tokens: Tensor, targets: dict[str, Tensor]) -> Batch:
     return replace(batch, tokens=tokens, targets=batch.targets | targets)
-
-
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """(N, V) logits, (N,) numbers in [0, 1) -> (N,) tokens: where p's cumulative sums pass them."""
-    exact = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's has no other
-    sums = logits.to(exact).softmax(-1).cumsum(-1)
-    # Of all that there is rather than of 1: rounding never leaves a number above the last sum.
-    wanted = uniform.to(exact)[:, None] * sums[:, -1:]
-    return torch.searchsorted(sums, wanted, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-
-
-def predict_and_draw(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, uniform: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `projected_cross_entropy` of (N, dim) hidden states, and a token drawn for each.
-
-    Returns:
-        The (N,) losses, how many labels are the most likely token, and the (N,) drawn tokens.
-    """
-    rows = max(1, CHUNK_ELEMENTS // 2 // weight.shape[0])  # drawing is in double precision
-    if len(hidden) <= rows:
-        return _predict_and_draw(hidden, weight, bias, labels, uniform)
-    pieces = (torch.split(x, rows) for x in (hidden, labels, uniform))
-    parts = [
-        checkpoint(_predict_and_draw, h, weight, bias, y, u, use_reentrant=False)
-        for h, y, u in zip(*pieces, strict=True)
-    ]
-    losses, right, drawn = zip(*parts, strict=True)
-    return torch.cat(losses), torch.stack(right).sum(), torch.cat(drawn)
-
-
-def _predict_and_draw(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, uniform: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    logits = F.linear(hidden, weight, bias).float()
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    with torch.no_grad():
-        right = ((logits.argmax(-1) == labels) & (labels != IGNORE)).sum()
-        return losses, right, draw(logits, uniform)

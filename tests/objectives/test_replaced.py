@@ -15,9 +15,10 @@ from ptft_lightning.data.batch import Batch, build_batch
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.nets import PretrainNet
-from ptft_lightning.objectives import replaced
+from ptft_lightning.objectives import generator as drawing
+from ptft_lightning.objectives.generator import draw, generator_config
 from ptft_lightning.objectives.masked import MaskedLM
-from ptft_lightning.objectives.replaced import ReplacedTokens, draw, generator_config
+from ptft_lightning.objectives.replaced import ReplacedTokens
 from ptft_lightning.terms import IGNORE, Output
 
 VOCABULARY, DIM, DEPTH, HEADS, LENGTH = 61, 32, 3, 4, 16
@@ -146,10 +147,10 @@ def test_in_chunks_it_is_the_same(monkeypatch):
     labels = torch.randint(0, VOCABULARY, (37,), generator=generator)
     labels[::5] = IGNORE
     given = [hidden, weight.requires_grad_(), None, labels, torch.rand(37, generator=generator)]
-    whole = replaced.predict_and_draw(*given)
+    whole = drawing.predict_and_draw(*given)
     (wanted,) = torch.autograd.grad(whole[0].sum(), weight)
-    monkeypatch.setattr(replaced, "CHUNK_ELEMENTS", VOCABULARY * 20)  # ten rows at once
-    parts = replaced.predict_and_draw(*given)
+    monkeypatch.setattr(drawing, "CHUNK_ELEMENTS", VOCABULARY * 20)  # ten rows at once
+    parts = drawing.predict_and_draw(*given)
     for one, other in zip(parts, whole, strict=True):
         torch.testing.assert_close(one, other)
     torch.testing.assert_close(torch.autograd.grad(parts[0].sum(), weight)[0], wanted)
@@ -427,3 +428,33 @@ def test_the_loss_of_a_first_guess():
             p.zero_() if p.ndim > 1 or name.endswith("bias") else p.fill_(1)
     loss = loss_of(net(batch_of([[LENGTH], [LENGTH]])))
     assert loss.item() == pytest.approx(ReplacedTokens().uniform_loss(VOCABULARY), rel=1e-6)
+
+
+def test_it_learns_more_than_that_nothing_is_replaced(bpe):
+    """Rows that count upwards: what breaks the order is found, though most tokens are original."""
+    config = TransformerConfig(**ROTARY)
+    backbone = Transformer(config, bpe.size)
+    objective = ReplacedTokens(0.2, weight=10.0, generator_width=0.5, generator_depth=0.34)
+    net = PretrainNet(backbone, objective.build_head(backbone, tied=True))
+    torch.manual_seed(0)
+    for name, p in net.named_parameters():
+        if p.ndim > 1:
+            nn.init.normal_(p, 0.0, 0.05)
+        else:
+            nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    rng, found = np.random.default_rng(0), []
+    for step in range(250):
+        starts = rng.integers(0, 40, (16, 1))
+        tokens = bpe.ordinary[(starts + np.arange(LENGTH + 1)) % 40]
+        documents = np.ones_like(tokens)
+        numbers = np.arange(16) + 16 * step
+        shown, targets = objective.make(tokens, documents, numbers, 0, bpe)
+        output = net(build_batch(shown, documents[:, :-1], numbers, targets, 16))
+        optimizer.zero_grad()
+        loss_of(output, 10.0).backward()
+        optimizer.step()
+        found.append({name: float(value) for name, value in output.sums.items()})
+    late = {name: sum(sums[name] for sums in found[-50:]) for name in found[0]}
+    assert late["replaced_found"] / late["replaced_called"] > 0.9
+    assert late["replaced_found"] / late["replaced_share"] > 0.7
