@@ -455,6 +455,7 @@ def test_it_learns_more_than_that_nothing_is_replaced(bpe):
         loss_of(output, 10.0).backward()
         optimizer.step()
         found.append({name: float(value) for name, value in output.sums.items()})
+    # By chance the first would be about 0.1, and that of calling none the second 0.
     late = {name: sum(sums[name] for sums in found[-50:]) for name in found[0]}
-    assert late["replaced_found"] / late["replaced_called"] > 0.85
-    assert late["replaced_found"] / late["replaced_share"] > 0.7
+    assert late["replaced_found"] / late["replaced_called"] > 0.6
+    assert late["replaced_found"] / late["replaced_share"] > 0.5
