@@ -96,8 +96,9 @@ LEAVES = (
     *("commands/duplicates.py", "commands/measures.py", "data/lots.py"),
     *("data/workers.py", "data/cluster.py", "data/duplicates.py", "data/drop_list.py"),
     *("backbones/unpacking.py", "data/growing.py", "data/store_lock.py"),
+    *("objectives/generator.py", "objectives/replaced.py", "objectives/span_corruption.py"),
 )
-CORE_CODE_LINES = 6300  # 3,000 was the aim
+CORE_CODE_LINES = 6400  # 3,000 was the aim
 FILE_LINES = 300
 FUNCTION_LINES = 60
 

@@ -80,6 +80,8 @@ SMALL = {
 }
 
 
+# Needs a tokenizer of its own.
+SPANS = {"class_path": "SpanCorruption", "init_args": {"rate": 0.15, "mean_length": 3.0}}
 # The tests' column for a config's, where it is not a plain label.
 LABELS = {"labels": "labels", "score": "score"}
 
@@ -94,6 +96,8 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         if data["class_path"] == "CorpusDataModule":
             corpus = str(request.getfixturevalue("corpus_file"))
             tokenizer = str(request.getfixturevalue("bpe_path"))
+            if settings(file)["model"]["init_args"]["objective"] == SPANS:
+                tokenizer = with_sentinels(corpus, tmp_path / "sentinels")
             made = {"data.store": str(tmp_path / "store"), "data.tokenizer": tokenizer}
             made["data.length"] = 64
             if settings(file)["model"]["init_args"].get("init_from"):
@@ -121,6 +125,12 @@ def paths(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         return mine | {"data.columns": columns, "model.init_from": str(bundles / "masked")}
 
     return of
+
+
+def with_sentinels(corpus: str, at: Path) -> str:
+    given = {"files": [corpus], "output": str(at), "vocab_size": 500, "sentinels": 20}
+    done(words("tokenizer", given))
+    return str(at)
 
 
 def two_stores(store: Path, tmp_path: Path, tokenizer: str) -> dict[str, Any]:

@@ -28,20 +28,19 @@ def attention_mask(
     span: tuple[int, int],
     window: int | None = None,
     device: torch.device | None = None,
+    front: Tensor | None = None,
 ) -> Tensor | None:
     """The additive mask of `span` = (queries, keys) tokens, (B or 1, 1, Q, K) with 0 and -inf.
 
     None where it would say no more than `causal` does. The queries are the last of the keys;
-    `documents` (B, K) are those of the keys; a `window` hides what is further away. Made once per
-    forward and shared by layers. Padding attends padding, so that no row of scores is empty.
+    `documents` (B, K) are those of the keys; a `window` hides what is further away; keys in `front`
+    (B, K) are seen by all queries in it, also causally. Made once per forward and shared by layers.
+    Padding attends padding, so that no row of scores is empty.
     """
     queries, keys = span
+    plain = documents is None and front is None and (not causal or queries in (1, keys))
     # Whether rows are wider than the window is asked last: a traced length has no answer.
-    if (
-        documents is None
-        and (not causal or queries in (1, keys))
-        and (window is None or keys <= window + 1)
-    ):
+    if plain and (window is None or keys <= window + 1):
         return None
     device = device if documents is None else documents.device
     key = torch.arange(keys, device=device)
@@ -50,7 +49,10 @@ def attention_mask(
     if documents is not None:
         allowed = documents[:, keys - queries :, None] == documents[:, None, :]
     if causal:
-        allowed = allowed & (key <= query)
+        seen = key <= query
+        if front is not None:
+            seen = seen | (front[:, keys - queries :, None] & front[:, None, :])
+        allowed = allowed & seen
     if window is not None:
         allowed = allowed & ((query - key).abs() <= window)
     mask = torch.zeros(allowed.shape, dtype=dtype, device=device)

@@ -26,6 +26,7 @@ class Backbone(nn.Module):
         max_length: the longest document it can read.
         causal: whether a position sees only those before it.
         packs: whether several documents may share a row.
+        prefix_lm: whether tokens of segment 1 see each other in both directions, though causal.
         layers: its repeated parts, the units of sharding, compiling and checkpointing.
         embedding: the token embedding, which heads may tie to.
         key_shape: heads and width of a layer's keys and values.
@@ -41,6 +42,7 @@ class Backbone(nn.Module):
     max_length: int
     causal: bool
     packs: bool
+    prefix_lm: bool = False
     layers: nn.ModuleList
     embedding: nn.Embedding
     key_shape: tuple[int, int]
@@ -48,6 +50,10 @@ class Backbone(nn.Module):
     bias: bool = True
     tied: bool = True
     recompute: bool = False
+
+    def read_whole(self) -> None:
+        """Read a text as nothing but a prefix: from here on a prefix-LM is causal no longer."""
+        raise NotImplementedError
 
     def forward(
         self,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ptft_lightning.backbones.attention import attention_mask, see_prefix
 from ptft_lightning.backbones.base import Backbone, Prefix
 from ptft_lightning.backbones.cache import KeyValueCache
-from ptft_lightning.backbones.layers import Block, Rotary, build_norm
+from ptft_lightning.backbones.layers import Block, Rotary, SelfAttention, build_norm
 from ptft_lightning.backbones.rotary import rotary_angles
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 
@@ -25,6 +26,7 @@ class Transformer(Backbone):
         self.config = config
         self.dim, self.vocab_size = config.dim, vocab_size
         self.max_length, self.causal = config.max_length, config.causal
+        self.prefix_lm = config.prefix_lm
         self.norm_eps, self.bias, self.tied = config.norm_eps, config.bias, config.tie_embeddings
         self.key_shape = config.key_heads, config.head_width
         self.embedding = nn.Embedding(vocab_size, config.dim)
@@ -44,6 +46,13 @@ class Transformer(Backbone):
         if config.norm_first:
             self.final_norm = build_norm(config)
 
+    def read_whole(self) -> None:
+        """See `Backbone`."""
+        self.causal = self.prefix_lm = False
+        for part in self.modules():
+            if isinstance(part, SelfAttention):
+                part.causal = False
+
     def forward(
         self,
         tokens: Tensor,
@@ -62,12 +71,16 @@ class Transformer(Backbone):
             positions = torch.arange(read, read + tokens.shape[1], device=tokens.device)[None]
         if cache is not None:
             documents = cache.see(documents)
-        x = self._embed(tokens, positions, segments, embeds)
+        x = self.embed(tokens, positions, segments, embeds)
         dtype = _attention_dtype(x)
         span = (tokens.shape[1], read + tokens.shape[1])
         # What blocks share: by whether they are windowed.
         rotary = {w: self._rotary(positions, w, dtype) for w in self.kinds}
-        mask = {w: self._mask(documents, w, dtype, span, tokens.device) for w in self.kinds}
+        front = None
+        if self.prefix_lm and segments is not None:
+            front = F.pad(segments == 1, (read, 0))  # what was read before is seen by all
+        given = documents, dtype, span, tokens.device, front
+        mask = {w: self._mask(w, *given) for w in self.kinds}
         if prefix is not None:
             mask = {w: self._see(m, prefix, x, dtype) for w, m in mask.items()}
         states = []
@@ -94,14 +107,15 @@ class Transformer(Backbone):
 
     def _mask(
         self,
-        documents: Tensor | None,
         windowed: bool,
+        documents: Tensor | None,
         dtype: torch.dtype,
         span: tuple[int, int],
         device: torch.device,
+        front: Tensor | None,
     ) -> Tensor | None:
         window = self.config.window if windowed else None
-        return attention_mask(documents, self.causal, dtype, span, window, device)
+        return attention_mask(documents, self.causal, dtype, span, window, device, front)
 
     def _see(
         self, mask: Tensor | None, prefix: Prefix, x: Tensor, dtype: torch.dtype
@@ -109,9 +123,10 @@ class Transformer(Backbone):
         length = prefix[0][0].shape[1]
         return see_prefix(mask, length, self.causal, x.shape[1], x.new_empty(0, dtype=dtype))
 
-    def _embed(
+    def embed(
         self, tokens: Tensor, positions: Tensor, segments: Tensor | None, embeds: Tensor | None
     ) -> Tensor:
+        """What the first block reads, (B, T, dim); `embeds` in place of the tokens' embeddings."""
         x: Tensor = self.embedding(tokens) if embeds is None else embeds
         if self.position is not None:
             x = x + self.position(positions + self.config.position_start)

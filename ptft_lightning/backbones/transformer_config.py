@@ -59,6 +59,9 @@ class TransformerConfig(BackboneConfig):
     """The longest document."""
     causal: bool = False
     """Whether a position sees only those before it (GPT) or all (BERT)."""
+    prefix_lm: bool = False
+    """Of a causal one: tokens of segment 1 (a prefix, a prompt) see each other in both directions;
+    all others, as a text without segments, those before them (Raffel et al. 2020)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Normalisation."""
     norm_first: bool = True
@@ -117,6 +120,8 @@ class TransformerConfig(BackboneConfig):
                 raise UserError(
                     f"backbone.{name} is {getattr(self, name)}: give a number in [0, 1)"
                 )
+        if self.prefix_lm and not self.causal:
+            raise UserError("backbone.prefix_lm needs backbone.causal true: others see everything")
         self._check_heads()
         self._check_positions()
 

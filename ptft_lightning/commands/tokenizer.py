@@ -40,6 +40,7 @@ def tokenizer(
     column: str = "text",
     max_mb: float = 200.0,
     normalize: list[str] | str | None = None,
+    sentinels: int = 0,
     encoding: Encoding = "utf-8",
     on_bad_document: OnBadDocument = "skip",
     max_bad_share: float = MAX_BAD_SHARE,
@@ -58,6 +59,8 @@ def tokenizer(
         max_mb: Learn from this much text at most, evenly from all files; bounds the memory, too.
         normalize: Done to all text first, in this order: `nfkc` (Unicode's compatibility form),
             `t2s` (traditional to simplified Chinese, extra `zh`); one or a list.
+        sentinels: Special tokens <extra_id_0>, <extra_id_1>, ... among them, which SpanCorruption
+            needs; 100 are enough for rows of 2,048 tokens.
         encoding: Of text files; a byte order mark is dropped.
         on_bad_document: Count documents that cannot be read and leave them out, or stop at one.
         max_bad_share: Refuse a corpus of which a larger share cannot be read.
@@ -65,9 +68,7 @@ def tokenizer(
     target = Path(output) / "tokenizer.json"
     if target.exists():
         raise UserError(f"'{target}' is already there: remove it or give another --output")
-    least = 400 if kind == "unigram" else 300
-    if vocab_size < least:
-        raise UserError(f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256)")
+    _check_size(vocab_size, kind, sentinels)
     check_limit(max_bad_share)
     files = expand_sources(files)
     sized = [(file, text_size(file, column)) for file in files]
@@ -76,7 +77,7 @@ def tokenizer(
     bad = BadDocuments(on_bad=on_bad_document)
     counted = Counted(sample_documents(sized, Reading(column, encoding), limit, bad), limit, size)
     steps = [normalize] if isinstance(normalize, str) else normalize or []
-    learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase, steps)
+    learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase, steps, sentinels)
     if not counted.documents:
         raise UserError(f"empty corpus: no document in {', '.join(files[:3])}; {bad.summary()}")
     bad.check_share(counted.documents, max_bad_share)
@@ -89,6 +90,17 @@ def tokenizer(
     )
     if learned.size < vocab_size:
         print(f"the text gave only {learned.size} of {vocab_size} ids", file=sys.stderr)
+
+
+def _check_size(vocab_size: int, kind: Kind, sentinels: int) -> None:
+    if sentinels < 0:
+        raise UserError(f"--sentinels is {sentinels}: give 0 or more")
+    least = (400 if kind == "unigram" else 300) + sentinels
+    if vocab_size < least:
+        taken = f", sentinels {sentinels}" if sentinels else ""
+        raise UserError(
+            f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256{taken})"
+        )
 
 
 def memory_estimate(kind: Kind, sample: int) -> str:

@@ -230,7 +230,8 @@ class CorpusDataModule(PhaseData):
         part = self.growing_store.first if grows else None
         opened = TokenStore(store, split, self.cache, part)
         order = self.seed, self.window, split == "train"
-        return lay_out(opened, self.layout, self.length, self.objective, self.tokenizer, order)
+        length = self.objective.text_length(self.length, self.tokenizer)
+        return lay_out(opened, self.layout, length, self.objective, self.tokenizer, order)
 
     @property
     def predicted_per_byte(self) -> float | None:

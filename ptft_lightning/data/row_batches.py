@@ -25,6 +25,10 @@ class RowMaker(Protocol):
     pairs: Literal["next", "order"] | None
     """Which pairs of sentences it learns from, if it does."""
 
+    def text_length(self, length: int, tokenizer: Tokenizer) -> int:
+        """How many tokens of text make a row of `length` places."""
+        ...
+
     def make(
         self,
         tokens: Ids,
@@ -36,7 +40,8 @@ class RowMaker(Protocol):
     ) -> tuple[Ids, dict[str, Ids]]:
         """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets.
 
-        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`.
+        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`. Rows that
+        are laid out anew bring `documents`, and rows of two parts `segments`, among the targets.
         """
         ...
 
@@ -56,7 +61,8 @@ class RowDataset(Dataset[Batch]):
         tokens, targets = self.maker.make(
             stream, documents, slots.numbers, self.seed, self.tokenizer, words
         )
-        documents = documents[:, :-1]
+        documents = targets.pop("documents", documents[:, :-1])
+        segments = targets.pop("segments", None)
         hashes = None
         if self.audit:
             hashes = hash_rows([tokens, documents, *(targets[k] for k in sorted(targets))])
@@ -66,6 +72,7 @@ class RowDataset(Dataset[Batch]):
             slots.numbers,
             targets,
             slots.step_samples,
+            segments,
             hashes=hashes,
             sources=self.rows.sources_of(slots.numbers),
         )

@@ -27,6 +27,7 @@ def train_tokenizer(
     vocab_size: int,
     lowercase: bool,
     steps: Sequence[str] = (),
+    sentinels: int = 0,
 ) -> Tokenizer:
     """Learn a vocabulary of `vocab_size` ids from documents.
 
@@ -35,7 +36,8 @@ def train_tokenizer(
     language model over pieces (Kudo 2018), with bytes for what it has no piece of: it gives all
     text back but U+2581, which stands for a space.
 
-    `steps` of normalisation are taken in their order, lower case after them.
+    `steps` of normalisation are taken in their order, lower case after them. `sentinels` special
+    tokens, named as T5's, mark what span corruption cuts out.
 
     Raises:
         UserError: a step that is unknown or named twice.
@@ -48,13 +50,14 @@ def train_tokenizer(
         raise UserError(f"--normalize: {error}") from error
     cut = steps.index("t2s") + 1 if "t2s" in steps else 0
     ours, theirs = steps[:cut], steps[cut:]  # NFKC after t2s or alone `tokenizers` does itself
-    raw, trainer = _STARTS[kind](vocab_size, lowercase)
+    specials = [*OWN_SPECIALS, *(f"<extra_id_{n}>" for n in range(sentinels))]
+    raw, trainer = _STARTS[kind](vocab_size, lowercase, specials)
     if theirs:
         own = [raw.normalizer] if raw.normalizer is not None else []
         raw.normalizer = normalizers.Sequence([normalizers.NFKC(), *own])
     texts = (normalize(text, ours) for text in documents) if ours else documents
     raw.train_from_iterator(texts, trainer)
-    text = _with_bytes(raw.to_str(), vocab_size) if kind == "unigram" else raw.to_str()
+    text = _with_bytes(raw.to_str(), vocab_size, specials) if kind == "unigram" else raw.to_str()
     return Tokenizer(_with_first(text, ours))
 
 
@@ -64,7 +67,9 @@ def _with_first(text: str, steps: Sequence[str]) -> str:
     return json.dumps({**json.loads(text), OWN: {"first": list(steps)}}, ensure_ascii=False)
 
 
-def _byte_level_bpe(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Trainer]:
+def _byte_level_bpe(
+    size: int, lowercase: bool, specials: list[str]
+) -> tuple[RawTokenizer, trainers.Trainer]:
     raw = RawTokenizer(models.BPE())
     if lowercase:
         raw.normalizer = normalizers.Lowercase()
@@ -72,21 +77,23 @@ def _byte_level_bpe(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=[t for t in OWN_SPECIALS if t != "[UNK]"],  # bytes are never unknown
+        special_tokens=[t for t in specials if t != "[UNK]"],  # bytes are never unknown
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     return raw, trainer
 
 
-def _wordpiece(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Trainer]:
+def _wordpiece(
+    size: int, lowercase: bool, specials: list[str]
+) -> tuple[RawTokenizer, trainers.Trainer]:
     raw = RawTokenizer(models.WordPiece(unk_token="[UNK]"))
     raw.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.decoder = decoders.WordPiece()
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
-        special_tokens=OWN_SPECIALS,
+        special_tokens=specials,
         # A character takes up to two ids (first, later in a word): more than half as many
         # characters, as Chinese has, would overrun the size. The rarest become [UNK].
         limit_alphabet=size // 2,
@@ -95,7 +102,9 @@ def _wordpiece(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Train
     return raw, trainer
 
 
-def _unigram(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Trainer]:
+def _unigram(
+    size: int, lowercase: bool, specials: list[str]
+) -> tuple[RawTokenizer, trainers.Trainer]:
     raw = RawTokenizer(models.Unigram())
     if lowercase:
         raw.normalizer = normalizers.Lowercase()
@@ -112,7 +121,7 @@ def _unigram(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Trainer
     )
     trainer = trainers.UnigramTrainer(
         vocab_size=size - len(BYTES),
-        special_tokens=OWN_SPECIALS,
+        special_tokens=specials,
         unk_token="[UNK]",
         initial_alphabet=ALWAYS,
         show_progress=False,
@@ -120,7 +129,7 @@ def _unigram(size: int, lowercase: bool) -> tuple[RawTokenizer, trainers.Trainer
     return raw, trainer
 
 
-def _with_bytes(text: str, size: int) -> str:
+def _with_bytes(text: str, size: int, specials: list[str]) -> str:
     """A trained Unigram with a piece for each byte, cut to `size` ids: the rarest go.
 
     `tokenizers` reads special tokens and bytes out of text by their written names; with ASCII in
@@ -128,7 +137,7 @@ def _with_bytes(text: str, size: int) -> str:
     """
     content = json.loads(text)
     learned = dict(map(tuple, content["model"]["vocab"]))
-    named = [*OWN_SPECIALS, *BYTES]
+    named = [*specials, *BYTES]
     rest = sorted(learned.keys() - {*named, *ALWAYS}, key=lambda piece: (-learned[piece], piece))
     pieces = [*ALWAYS, *rest[: size - len(named) - len(ALWAYS)]]
     scores = [[name, NEVER] for name in named] + [[piece, learned[piece]] for piece in pieces]

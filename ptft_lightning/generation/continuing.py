@@ -48,10 +48,18 @@ class Reader:
         self.cache = KeyValueCache(len(model.backbone.layers), rows.tokens.shape[1] + new)
         # The next position of rows of different lengths; None where all are alike.
         self.next = None if rows.positions is None else rows.positions[:, -1:] + 1
-        self.hidden = self._read(rows.tokens, rows.documents, rows.positions)
+        prefix = torch.ones_like(rows.tokens) if model.backbone.prefix_lm else None
+        self.hidden = self._read(rows.tokens, rows.documents, rows.positions, prefix)
 
-    def _read(self, tokens: Tensor, documents: Tensor | None, positions: Tensor | None) -> Tensor:
-        states: Tensor = self.model.backbone(tokens, documents, positions, cache=self.cache)
+    def _read(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None,
+        positions: Tensor | None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        backbone, cache = self.model.backbone, self.cache
+        states: Tensor = backbone(tokens, documents, positions, segments, cache=cache)
         return states[:, -1]
 
     def logits(self) -> Tensor:

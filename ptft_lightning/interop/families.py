@@ -19,6 +19,7 @@ from ptft_lightning.objectives.base import Objective
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedLM
 from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
+from ptft_lightning.objectives.span_corruption import SpanCorruption
 from ptft_lightning.tasks.classification import Classification
 
 FAMILIES: dict[str, Family] = {
@@ -26,7 +27,7 @@ FAMILIES: dict[str, Family] = {
     for family in (ModernBert(), Bert(), Roberta(), Gpt2(), Llama(), Qwen2(), Qwen3())
 }
 OBJECTIVES: dict[str, type[Objective]] = {
-    kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, SentenceOrder)
+    kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, SentenceOrder, SpanCorruption)
 }
 
 

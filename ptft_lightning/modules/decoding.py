@@ -45,7 +45,7 @@ class _Seen(Backbone):
         super().__init__()
         self.of, self.embedding, self.layers = of, of.embedding, of.layers
         self.dim, self.vocab_size, self.max_length = of.dim, of.vocab_size, of.max_length
-        self.causal, self.packs = of.causal, of.packs
+        self.causal, self.packs, self.prefix_lm = of.causal, of.packs, of.prefix_lm
         self.norm_eps, self.bias, self.tied = of.norm_eps, of.bias, of.tied
 
 

@@ -128,6 +128,8 @@ class FinetuneModule(PhaseModule):
     def build_net(self, data: PhaseData) -> TaskNet:
         """Backbone, tuning and the task's head."""
         backbone = build_backbone(**self._shape(data))
+        if backbone.prefix_lm and not self.task.likelihood:
+            backbone.read_whole()
         self.tuning.apply(backbone)
         head = self.task.build_head(backbone, cast(TaskDataModule, data).labels)
         return TaskNet(backbone, head, self.tuning.build_reader(backbone))
@@ -136,8 +138,7 @@ class FinetuneModule(PhaseModule):
         """Backbone from the bundle; the head too when the bundle is of phase two."""
         if self.bundle is None or self.from_scratch:
             return None
-        theirs, ours = self.bundle.config["head"]["name"], self.task.goes_on_from
-        own = ours is not None and theirs == ours  # a bare encoder has no head
+        own = self.bundle.config["head"]["name"] in self.task.goes_on_from
         head = self._tuned_bundle or self.task.zero_shot or own
         if not (name.startswith("backbone.") or head):
             known = self.task.inherited(name)

@@ -16,11 +16,12 @@ from ptft_lightning.objectives.base import Objective
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedLM
 from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
+from ptft_lightning.objectives.span_corruption import SpanCorruption
 
 Precision = Literal["32-true", "bf16-true", "16-true"]
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 OBJECTIVES: dict[str, type[Objective]] = {
-    kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, SentenceOrder)
+    kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, SentenceOrder, SpanCorruption)
 }
 
 

@@ -59,6 +59,7 @@ class PretrainNet(Net):
 
     def forward(self, batch: Batch) -> Output:
         """Batch -> loss terms."""
+        batch = self.head.reads(batch, self.backbone)
         out: Output = self.head(self.hidden(batch), batch, self.backbone.embedding.weight)
         return out
 
@@ -71,7 +72,8 @@ class TaskNet(Net):
         self.backbone, self.reader, self.head = backbone, reader, head
 
     def hidden(self, batch: Batch) -> Tensor:
-        """(B, T, dim) hidden states of a batch, as the tuning reads it."""
+        """(B, T, dim) hidden states of a batch, as head and tuning read it."""
+        batch = self.head.reads(batch, self.backbone)
         if self.reader is None:
             return super().hidden(batch)
         out: Tensor = self.reader(self.backbone, batch)

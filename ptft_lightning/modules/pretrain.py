@@ -154,4 +154,4 @@ class PretrainModule(PhaseModule):
             rate = None  # it is the first store's, whose held-out text is validated
         if self.objective.per_byte and rate is not None:
             values["bits_per_byte"] = values["loss"] / math.log(2) * rate
-        return values
+        return self.objective.summary(values)

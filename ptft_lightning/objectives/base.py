@@ -51,6 +51,10 @@ class Objective:
         """Why it cannot learn with a backbone of this shape, as in a bundle's config."""
         return []
 
+    def text_length(self, length: int, tokenizer: Tokenizer) -> int:
+        """How many tokens of text make a row of `length` places."""
+        return length
+
     def make(
         self,
         tokens: Ids,
@@ -62,13 +66,18 @@ class Objective:
     ) -> tuple[Ids, dict[str, Ids]]:
         """Rows with the following token, (B, T + 1) -> input tokens (B, T) and targets.
 
-        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`.
+        `words` is (B, T + 1), 1 where a token begins a word; None without `whole_words`. Rows that
+        are laid out anew bring `documents`, and rows of two parts `segments`, among the targets.
         """
         raise NotImplementedError
 
     def uniform_loss(self, vocab_size: int) -> float | None:
         """Nats per target of a uniform guess, near which training begins; None: unknown."""
         return None
+
+    def summary(self, values: dict[str, float]) -> dict[str, float]:
+        """What is reported, from the means over targets of losses and metrics."""
+        return values
 
     def build_head(self, backbone: Backbone, tied: bool) -> PretrainHead:
         """The torch half over a backbone; `tied` shares the backbone's embedding."""
@@ -80,6 +89,10 @@ class PretrainHead(nn.Module):
 
     `forward` gets the embedding weight because a tied head owns no projection of its own.
     """
+
+    def reads(self, batch: Batch, backbone: Backbone) -> Batch:
+        """What the backbone reads in place of the objective's batch, and `forward` gets with it."""
+        return batch
 
     def forward(self, hidden: Tensor, batch: Batch, embedding: Tensor) -> Output:
         """(B, T, dim) hidden states -> terms."""

@@ -77,8 +77,8 @@ class Task:
     """Whether the loss is the likelihood of tokens, so that perplexity means something."""
     decodes: ClassVar[bool] = False
     """Whether `predict` runs the backbone again, so that it needs all of it."""
-    goes_on_from: ClassVar[str | None] = None
-    """The objective whose head's tensors this task's head begins with."""
+    goes_on_from: ClassVar[tuple[str, ...]] = ()
+    """Objectives whose head's tensors this task's head begins with."""
 
     def inherited(self, name: str) -> str:
         """Where a phase-one bundle may have the value that a tensor of the head begins with."""
@@ -186,6 +186,10 @@ class Task:
 
 class TaskHead(nn.Module):
     """Hidden states and a batch -> terms and scores."""
+
+    def reads(self, batch: Batch, backbone: Backbone) -> Batch:
+        """What the backbone reads in place of a batch."""
+        return batch
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> terms and (E, ...) scores."""

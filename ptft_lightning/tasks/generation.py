@@ -45,6 +45,7 @@ from ptft_lightning.tasks.text_scores import (
 from ptft_lightning.tasks.vocabulary_head import VocabularyHead
 from ptft_lightning.terms import Output
 
+TALKS: tuple[Format, ...] = ("sharegpt", "messages", "turns")  # with several answers each
 NO_TOKEN, NO_ANSWER = -1, -2  # in scores: after an answer's last token; where none was written
 
 
@@ -82,7 +83,7 @@ class Generation(Task):
     causal = True
     likelihood = True
     decodes = True
-    goes_on_from = "causal"
+    goes_on_from = ("causal", "span_corruption")
 
     def __init__(
         self,
@@ -213,6 +214,11 @@ class Generation(Task):
 
     def build_head(self, backbone: Backbone, labels: list[str]) -> TaskHead:
         """The projection to the vocabulary, as phase one has it."""
+        if backbone.prefix_lm and self.loss_on == "every" and self.format in TALKS:
+            raise UserError(
+                "the backbone is a prefix-LM, which reads a whole prompt in both directions, "
+                "earlier answers included: set model.task.loss_on last"
+            )
         return VocabularyHead(backbone)
 
     def begin(self, split: str, count: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,21 @@ class VocabularyHead(TaskHead):
     def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         """(..., dim) hidden states -> (..., vocabulary) logits."""
         return nn.functional.linear(hidden, self._weight())
+
+    def reads(self, batch: Batch, backbone: Backbone) -> Batch:
+        """Of a prefix-LM, prompts are the prefix, with what a tuning keeps in front of them."""
+        if not backbone.prefix_lm:
+            return batch
+        at, tokens = batch.targets, batch.tokens
+        row, start = at["prompt_row"], at["prompt_start"]
+        documents = torch.ones_like(tokens) if batch.documents is None else batch.documents
+        own = documents[row] == documents[row, start][:, None]
+        before = (
+            torch.arange(tokens.shape[1], device=tokens.device) < (start + at["prompt"])[:, None]
+        )
+        # Of an example that fills up a micro-batch the prompt is empty.
+        prompts = (own & before & (at["prompt"] > 0)[:, None]).long()
+        return replace(batch, segments=torch.zeros_like(tokens).index_add_(0, row, prompts))
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> the `generation` term over K targets."""

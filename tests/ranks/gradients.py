@@ -30,6 +30,7 @@ from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedHead, MaskedLM
+from ptft_lightning.objectives.replaced import ReplacedTokens
 from ptft_lightning.tasks.classification import Classification
 from ptft_lightning.tasks.decoding import Decoding
 from ptft_lightning.tasks.generation import Generation
@@ -44,7 +45,7 @@ from ptft_lightning.tuning.prompt import PromptTuning
 
 GLOBAL = 7  # no number of ranks or micro-batches divides it
 CASES = (
-    *("causal", "masked", "per_example", "two_terms", "classification", "frozen"),
+    *("causal", "masked", "per_example", "two_terms", "replaced", "classification", "frozen"),
     *("weighted", "multilabel", "regression", "lora", "generation"),
     *("prompt", "prefix", "mix"),
 )
@@ -141,6 +142,7 @@ def one_step(
             "masked": MaskedLM(0.3),
             "per_example": CausalLM(loss_mean="example"),
             "two_terms": MaskedAndLong(0.3),
+            "replaced": ReplacedTokens(0.3, generator_width=0.5, generator_depth=0.5),
         }
         module = tiny.pretrain(objective[case])
         data = tiny.corpus(Path(setup["store"]), Path(setup["tokenizer"]), **sizes)
