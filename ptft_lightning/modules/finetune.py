@@ -106,6 +106,7 @@ class FinetuneModule(PhaseModule):
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
         self.task.check(data.tokenizer, shape["config"]["causal"])
+        check.problems += self.refused(shape, data)
         length = cast(TaskDataModule, data).max_length
         check.length("data.max_length", length, shape["config"]["max_length"])
         for line in check.finish():

@@ -85,6 +85,7 @@ class PretrainModule(PhaseModule):
         causal = shape["config"]["causal"]
         given = self.bundle is not None
         check.problems += self.objective.problems(shape)
+        check.problems += self.refused(shape, data)
         check.causality(self.objective.name, self.objective.causal, causal, given)
         for line in check.finish():
             say(f"inherited: {line}")
