@@ -96,6 +96,9 @@ LEAVES = (
     *("commands/duplicates.py", "commands/measures.py", "data/lots.py"),
     *("data/workers.py", "data/cluster.py", "data/duplicates.py", "data/drop_list.py"),
     *("backbones/unpacking.py",),
+    *("backbones/linformer.py", "backbones/linformer_config.py"),
+    *("backbones/reformer.py", "backbones/reformer_config.py"),
+    *("backbones/lsh.py", "backbones/reversible.py"),
 )
 CORE_CODE_LINES = 6300  # 3,000 was the aim
 FILE_LINES = 300

@@ -95,4 +95,4 @@ class LinformerConfig(BackboneConfig):
         return {"model.tuning prefix": PREFIX}
 
 
-PREFIX = "the keys of a prefix have no position that a Linformer could project; take PromptTuning or LoRA"
+PREFIX = "the keys of a prefix have no position to project along; take PromptTuning or LoRA"

@@ -37,10 +37,7 @@ def job_of(
         UserError: the backbone is no Transformer.
     """
     if net.backbone.config_class is not TransformerConfig:
-        raise UserError(
-            "what a fit costs is known of Transformers alone, not of a "
-            f"{net.backbone.config_class.kind}"
-        )
+        raise UserError("what a fit costs is known of Transformers alone")
     config: Any = net.backbone.config
     length, rows = int(cast(Any, data).length), data.micro_batch_size
     targets = other = 0
