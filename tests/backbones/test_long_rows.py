@@ -126,9 +126,7 @@ def test_gradients_are_the_numerical_ones(kind: str) -> None:
     def read(embeds: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
         given = dict(zip(chosen, values, strict=True))
         fields = (tokens, documents, positions)
-        out: torch.Tensor = torch.func.functional_call(
-            backbone, given, fields, {"embeds": embeds}
-        )
+        out: torch.Tensor = torch.func.functional_call(backbone, given, fields, {"embeds": embeds})
         return out
 
     assert torch.autograd.gradcheck(read, (embeds, *values), fast_mode=True)
@@ -196,4 +194,4 @@ def test_parameters_of_linformer_s_ways_of_sharing() -> None:
             rows[kind[10:]] = sum(p.shape[0] for n, p in named if n.endswith("_length"))
     # k = 6, 2 heads, 3 layers: E and F of each head; of all; one of both; one of all layers
     assert rows == {"none": 72, "headwise": 36, "key-value": 18, "layerwise": 6, "bert": 36}
-    assert LENGTH == build("linformer-none").layers[0].attention.projections.key_length.shape[1]
+    assert build("linformer-none").layers[0].attention.projections.key_length.shape[1] == LENGTH
