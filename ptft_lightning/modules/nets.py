@@ -111,6 +111,16 @@ def find_backbone(kind: str, config: dict[str, Any]) -> tuple[Any, BackboneConfi
         raise UserError(f"the bundle's backbone cannot be built: {error}") from error
 
 
+def refused(module: Any, shape: dict[str, Any], trainer: Any) -> list[str]:
+    """What a phase's module asks of a backbone of this shape that it cannot do, with reasons."""
+    _, config = find_backbone(shape["kind"], shape["config"])
+    options = ("compile_layers", "activation_checkpointing")
+    asked = [f"model.{name}" for name in options if getattr(module, name)]
+    asked += [f"model.tuning {module.tuning.name}"]
+    asked += [] if trainer is None else [f"trainer.precision {trainer.precision}"]
+    return [f"{word}: {why}" for word, why in config.refusals().items() if word in asked]
+
+
 def fill(
     net: Net, device: torch.device, stored: Callable[[str], Tensor | None], seed: int
 ) -> list[str]:

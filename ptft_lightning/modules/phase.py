@@ -21,7 +21,7 @@ from ptft_lightning.handoff.preflight import check_resume
 from ptft_lightning.modules import optimizers
 from ptft_lightning.modules.lightning_edges import correct_batch_progress, whole_mesh
 from ptft_lightning.modules.meter import Meter
-from ptft_lightning.modules.nets import Net, as_number, fill, find_backbone, shard
+from ptft_lightning.modules.nets import Net, as_number, fill, shard
 from ptft_lightning.modules.optimizers import OptimizerConfig, apply_settings, build_optimizer
 from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Tuning
@@ -57,9 +57,8 @@ class PhaseModule(L.LightningModule):
         self.factors: dict[Tensor, float] = {}
         self.built = False
         self.train_meter, self.eval_meter = Meter(), Meter()
-        self.tokens_seen = 0
+        self.tokens_seen, self.rate = 0, 0.0
         self.grad_norm: Tensor | None = None
-        self.rate = 0.0
         self.clock, self.logged_step = time.perf_counter(), 0
         self.train_values: dict[str, float] = {}
 
@@ -80,14 +79,6 @@ class PhaseModule(L.LightningModule):
     def preflight(self, data: PhaseData) -> None:
         """Check what crosses between data, bundle and model."""
         raise NotImplementedError
-
-    def refused(self, shape: dict[str, Any], data: PhaseData) -> list[str]:
-        """What is asked of a backbone of this shape that it cannot do, with the reasons."""
-        _, config = find_backbone(shape["kind"], shape["config"])
-        options = ("compile_layers", "activation_checkpointing")
-        asked = [f"model.{name}" for name in options if getattr(self, name)]
-        asked += [f"model.tuning {self.tuning.name}", f"trainer.precision {_precision(data)}"]
-        return [f"{word}: {why}" for word, why in config.refusals().items() if word in asked]
 
     @property
     def data(self) -> PhaseData:
@@ -300,10 +291,6 @@ class PhaseModule(L.LightningModule):
             "versions": versions(),
             "parents": [parent_of(self.bundle)] if self.bundle is not None else [],
         }
-
-
-def _precision(data: PhaseData) -> str | None:
-    return None if data.trainer is None else str(data.trainer.precision)
 
 
 def _open(init_from: str, base: str | None, tuning: Tuning) -> Bundle:
