@@ -149,6 +149,11 @@ def shown(found: dict[str, float] | str) -> str:
     return f"{found['mb']:8.0f} MB {found['us_per_token']:8.0f} us/token"
 
 
+def binary(value: float, _: int | None = None) -> str:
+    """512, 1k, 2k."""
+    return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
+
+
 def lines(axes: Axes, table: dict[str, dict[str, Any]], figure: str) -> None:
     """A line a name, of the points that are there."""
     for name, points in table.items():
@@ -156,7 +161,7 @@ def lines(axes: Axes, table: dict[str, dict[str, Any]], figure: str) -> None:
         axes.plot(*zip(*known, strict=True), marker="o", markersize=3, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks([int(x) for x in next(iter(table.values()))])
-    axes.xaxis.set_major_formatter(FuncFormatter(tick))
+    axes.xaxis.set_major_formatter(FuncFormatter(binary))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
