@@ -97,6 +97,9 @@ LEAVES = (
     *("data/workers.py", "data/cluster.py", "data/duplicates.py", "data/drop_list.py"),
     *("backbones/unpacking.py", "data/growing.py", "data/store_lock.py"),
     *("objectives/generator.py", "objectives/replaced.py", "objectives/span_corruption.py"),
+    *("backbones/linformer.py", "backbones/linformer_config.py"),
+    *("backbones/reformer.py", "backbones/reformer_config.py"),
+    *("backbones/lsh.py", "backbones/reversible.py"),
 )
 CORE_CODE_LINES = 6400  # 3,000 was the aim
 FILE_LINES = 300

@@ -34,6 +34,7 @@ class Backbone(nn.Module):
         bias: whether its linear layers and norms have biases, and those of heads.
         tied: whether it was pretrained under a head that projects by its embedding.
         recompute: whether each layer's activations are computed again in the backward pass.
+        step: the optimizer step in training, for what is drawn anew for each.
     """
 
     config_class: ClassVar[type[BackboneConfig]]
@@ -50,6 +51,7 @@ class Backbone(nn.Module):
     bias: bool = True
     tied: bool = True
     recompute: bool = False
+    step: int = 0
 
     def read_whole(self) -> None:
         """Read a text as nothing but a prefix: from here on a prefix-LM is causal no longer."""
@@ -91,6 +93,7 @@ def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Te
     | `out`, `down` (add to the residual) | normal, 0.02 / sqrt(2 layers) | Radford et al. 2019 |
     | norm weights | 1 | Ba et al. 2016 |
     | biases | 0 | |
+    | projections along the length | normal, 1 / sqrt(length) | Wang et al. 2020 draw them so, too |
     | `lora_a` | uniform, +- 1 / sqrt(inputs) | Hu et al. 2022, as in peft |
     | `lora_b` | 0 | Hu et al. 2022 |
 
@@ -105,6 +108,8 @@ def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Te
         return torch.zeros(tuple(shape), device="cpu")
     residual = name.endswith(("out.weight", "down.weight"))
     std = STD / math.sqrt(2 * layers) if residual else STD
+    if name.endswith("_length"):
+        std = shape[1] ** -0.5
     generator = torch.Generator(device="cpu").manual_seed(random_key(seed, name) % 2**63)
     value = torch.empty(tuple(shape), device="cpu")
     if name.endswith("lora_a"):

@@ -20,3 +20,7 @@ class BackboneConfig:
     """Whether a position sees only those before it or all."""
     tie_embeddings: bool
     """Whether the vocabulary projection of the head shares the token embedding."""
+
+    def refusals(self) -> dict[str, str]:
+        """What it cannot do of what a fit may ask, by option and value -> the reason."""
+        return {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -103,16 +105,8 @@ class Block(nn.Module):
         self.ffn_norm = build_norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        rotary: Rotary | None,
-        cache: LayerCache | None = None,
-        prefix: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """(B, T, dim) -> (B, T, dim)."""
-        shared = mask, rotary, cache, prefix
+    def forward(self, x: Tensor, *shared: Any) -> Tensor:
+        """(B, T, dim) -> (B, T, dim); what blocks share is their attention's."""
         if self.norm_first:
             x = x + self.dropout(self.attention(self.attention_norm(x), *shared))
             x = x + self.dropout(self.ffn(self.ffn_norm(x)))

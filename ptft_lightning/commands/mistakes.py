@@ -31,6 +31,7 @@ WRONG_TYPE = re.compile(
 )
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>.*)")
 MISSING = re.compile(r"the following arguments are required: (?P<names>.*)")
+UNION_LINE = re.compile(r"^ *- (?!Import path |Expected a |Does not validate )(.+)$", re.M)
 CLASS_KEYS = ("class_path", "init_args")
 MANY = 32  # names that are still worth listing
 
@@ -70,7 +71,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def buried(error: BaseException) -> UserError | None:
     """The mistake that a library wrapped in its own exceptions."""
-    return next((e for e in causes(error) if isinstance(e, UserError)), None)
+    if found := next((e for e in causes(error) if isinstance(e, UserError)), None):
+        return found
+    # Of what the members of a union complain of, jsonargparse chains the first alone.
+    line = UNION_LINE.search(str(error)) if "of the Union subtypes" in str(error) else None
+    return None if line is None else UserError(line[1])
 
 
 def explain(error: ParserError, context: Context) -> str:

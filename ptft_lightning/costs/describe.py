@@ -36,9 +36,9 @@ def job_of(
     Raises:
         UserError: the backbone is no Transformer.
     """
-    config: Any = getattr(net.backbone, "config", None)
-    if not isinstance(config, TransformerConfig):
+    if net.backbone.config_class is not TransformerConfig:
         raise UserError("what a fit costs is known of Transformers alone")
+    config: Any = net.backbone.config
     length, rows = int(cast(Any, data).length), data.micro_batch_size
     targets = other = 0
     if isinstance(net, PretrainNet) and isinstance(module, PretrainModule):

@@ -17,7 +17,7 @@ from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle
 from ptft_lightning.handoff.preflight import Preflight
-from ptft_lightning.modules.nets import TaskNet, build_backbone
+from ptft_lightning.modules.nets import TaskNet, build_backbone, refused
 from ptft_lightning.modules.optimizers import OptimizerConfig
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.predictions import Parts, Predictions, gather, of_batch
@@ -106,6 +106,7 @@ class FinetuneModule(PhaseModule):
         shape = self._shape(data)
         check.vocabulary(data.tokenizer, shape["vocab_size"])
         self.task.check(data.tokenizer, shape["config"]["causal"])
+        check.problems += refused(self, shape, data.trainer)
         length = cast(TaskDataModule, data).max_length
         check.length("data.max_length", length, shape["config"]["max_length"])
         for line in check.finish():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ptft_lightning.backbones.base import Backbone, initial_value
+from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.errors import UserError
 from ptft_lightning.objectives.base import PretrainHead
@@ -19,7 +20,11 @@ from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Reader
 
 # Kind -> file and class in `backbones/`; all but the Transformer are leaves.
-BACKBONES = {"transformer": ("transformer", "Transformer")}
+BACKBONES = {
+    "transformer": ("transformer", "Transformer"),
+    "linformer": ("linformer", "Linformer"),
+    "reformer": ("reformer", "Reformer"),
+}
 
 
 def as_number(value: Tensor | None) -> float:
@@ -86,7 +91,14 @@ class TaskNet(Net):
 
 
 def build_backbone(kind: str, config: dict[str, Any], vocab_size: int) -> Backbone:
-    """A backbone from the plain values of a bundle; kinds are our own classes.
+    """A backbone from the plain values of a bundle; see `find_backbone`."""
+    model, shape = find_backbone(kind, config)
+    backbone: Backbone = model(shape, vocab_size)
+    return backbone
+
+
+def find_backbone(kind: str, config: dict[str, Any]) -> tuple[Any, BackboneConfig]:
+    """A backbone's class and shape from the plain values of a bundle; kinds are our own classes.
 
     Raises:
         UserError: an unknown kind or setting, as in a bundle of a later version.
@@ -96,10 +108,19 @@ def build_backbone(kind: str, config: dict[str, Any], vocab_size: int) -> Backbo
     file, name = BACKBONES[kind]
     model: Any = getattr(import_module(f"ptft_lightning.backbones.{file}"), name)
     try:
-        backbone: Backbone = model(model.config_class(**config), vocab_size)
+        return model, model.config_class(**config)
     except TypeError as error:
         raise UserError(f"the bundle's backbone cannot be built: {error}") from error
-    return backbone
+
+
+def refused(module: Any, shape: dict[str, Any], trainer: Any) -> list[str]:
+    """What a phase's module asks of a backbone of this shape that it cannot do, with reasons."""
+    _, config = find_backbone(shape["kind"], shape["config"])
+    options = ("compile_layers", "activation_checkpointing")
+    asked = [f"model.{name}" for name in options if getattr(module, name)]
+    asked += [f"model.tuning {module.tuning.name}"]
+    asked += [] if trainer is None else [f"trainer.precision {trainer.precision}"]
+    return [f"{word}: {why}" for word, why in config.refusals().items() if word in asked]
 
 
 def fill(

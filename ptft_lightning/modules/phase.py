@@ -57,9 +57,8 @@ class PhaseModule(L.LightningModule):
         self.factors: dict[Tensor, float] = {}
         self.built = False
         self.train_meter, self.eval_meter = Meter(), Meter()
-        self.tokens_seen = 0
+        self.tokens_seen, self.rate = 0, 0.0
         self.grad_norm: Tensor | None = None
-        self.rate = 0.0
         self.clock, self.logged_step = time.perf_counter(), 0
         self.train_values: dict[str, float] = {}
 
@@ -144,6 +143,7 @@ class PhaseModule(L.LightningModule):
         """Seed dropout by place: Lightning saves no random state."""
         place = (self.seed, self.global_step, batch_idx % self.trainer.accumulate_grad_batches)
         torch.manual_seed(random_key("step", *place, self.global_rank) % 2**63)
+        self.net.backbone.step = self.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss whose gradient, summed over micro-batches and ranks, is the step's."""

@@ -16,7 +16,7 @@ from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.preflight import Preflight
-from ptft_lightning.modules.nets import PretrainNet, build_backbone
+from ptft_lightning.modules.nets import PretrainNet, build_backbone, refused
 from ptft_lightning.modules.optimizers import OptimizerConfig
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.objectives.base import Objective, perplexity
@@ -85,6 +85,7 @@ class PretrainModule(PhaseModule):
         causal = shape["config"]["causal"]
         given = self.bundle is not None
         check.problems += self.objective.problems(shape)
+        check.problems += refused(self, shape, data.trainer)
         check.causality(self.objective.name, self.objective.causal, causal, given)
         for line in check.finish():
             say(f"inherited: {line}")

@@ -19,6 +19,8 @@ from ranks import tiny
 from torch import Tensor, nn
 
 from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.backbones.linformer_config import LinformerConfig
+from ptft_lightning.backbones.reformer_config import ReformerConfig
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Columns
@@ -48,6 +50,7 @@ CASES = (
     *("causal", "masked", "per_example", "two_terms", "replaced", "classification", "frozen"),
     *("weighted", "multilabel", "regression", "lora", "generation"),
     *("prompt", "prefix", "mix"),
+    *("linformer", "reformer"),
 )
 TASKS = {
     "classification": Classification(dropout=0.0),
@@ -75,6 +78,11 @@ class Begun(LoRA):
                 nn.init.constant_(layer.lora_b, 0.05)
 
 
+SIZE = {"dim": 32, "depth": 2, "heads": 4, "max_length": tiny.LENGTH}
+BACKBONES = {
+    "linformer": LinformerConfig(**SIZE, projected_length=8),
+    "reformer": ReformerConfig(**SIZE, causal=True, chunk_length=4, hash_rounds=2),
+}
 TUNINGS: dict[str, Tuning] = {
     "frozen": Frozen(),
     "lora": Begun(rank=3, targets=["query", "up"]),
@@ -129,9 +137,9 @@ def one_step(
     """Gradient, reported loss and gradient norm of the first step; examples in rows of `row`."""
     sizes = {"global_batch_size": GLOBAL, "micro_batch_size": micro}
     if case in TASKS:
-        shape = TransformerConfig(**tiny.SHAPE, causal=case == "generation")
+        full = TransformerConfig(**tiny.SHAPE, causal=case == "generation")
         tuning = TUNINGS.get(case)
-        module: Any = tiny.finetune(task=TASKS[case], tuning=tuning, backbone=shape)
+        module: Any = tiny.finetune(task=TASKS[case], tuning=tuning, backbone=full)
         sizes["max_length"] = row
         columns = Columns(label="number" if case == "regression" else "label")
         places = (Path(setup["examples"]), Path(setup["tokenizer"]))
@@ -143,8 +151,11 @@ def one_step(
             "per_example": CausalLM(loss_mean="example"),
             "two_terms": MaskedAndLong(0.3),
             "replaced": ReplacedTokens(0.3, generator_width=0.5, generator_depth=0.5),
+            "linformer": MaskedLM(0.3),
+            "reformer": CausalLM(),
         }
-        module = tiny.pretrain(objective[case])
+        shape = {"backbone": BACKBONES[case]} if case in BACKBONES else {}
+        module = tiny.pretrain(objective[case], **shape)
         data = tiny.corpus(Path(setup["store"]), Path(setup["tokenizer"]), **sizes)
     seen = tiny.Gradients()
     callbacks = [seen, *trainer.pop("callbacks", [])]
