@@ -95,7 +95,9 @@ LEAVES = (
     *("handoff/pair_checks.py", "objectives/sentence_pairs.py"),
     *("commands/duplicates.py", "commands/measures.py", "data/lots.py"),
     *("data/workers.py", "data/cluster.py", "data/duplicates.py", "data/drop_list.py"),
-    *("backbones/unpacking.py",),
+    *("backbones/unpacking.py", "backbones/lstm.py", "backbones/lstm_config.py"),
+    *("backbones/characters.py", "backbones/recurrent.py", "data/spelling.py"),
+    *("objectives/bidirectional.py",),
 )
 CORE_CODE_LINES = 6300  # 3,000 was the aim
 FILE_LINES = 300

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ptft_lightning.backbones.cache import KeyValueCache
 from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.data.sample_order import random_key
+from ptft_lightning.data.tokenizer import Tokenizer
 
 Prefix = list[tuple[Tensor, Tensor]]
 
@@ -22,13 +23,14 @@ class Backbone(nn.Module):
     Attributes:
         config_class: what says its shape.
         dim: width of the hidden states.
+        input_dim: width of the vectors that its first layer takes for tokens.
         vocab_size: rows of the embedding.
         max_length: the longest document it can read.
         causal: whether a position sees only those before it.
         packs: whether several documents may share a row.
         layers: its repeated parts, the units of sharding, compiling and checkpointing.
         embedding: the token embedding, which heads may tie to.
-        key_shape: heads and width of a layer's keys and values.
+        key_shape: heads and width of a layer's keys and values; None without attention.
         norm_eps: added under the root of its normalisations, and of those of heads.
         bias: whether its linear layers and norms have biases, and those of heads.
         tied: whether it was pretrained under a head that projects by its embedding.
@@ -37,17 +39,21 @@ class Backbone(nn.Module):
 
     config_class: ClassVar[type[BackboneConfig]]
     dim: int
+    input_dim: int
     vocab_size: int
     max_length: int
     causal: bool
     packs: bool
     layers: nn.ModuleList
     embedding: nn.Embedding
-    key_shape: tuple[int, int]
+    key_shape: tuple[int, int] | None = None
     norm_eps: float = 1e-5
     bias: bool = True
     tied: bool = True
     recompute: bool = False
+
+    def spell(self, tokenizer: Tokenizer) -> None:
+        """Learn how tokens are written, where it reads that; called before any is read."""
 
     def forward(
         self,
@@ -64,7 +70,7 @@ class Backbone(nn.Module):
         """(B, T) tokens with the fields of a `Batch` -> (B, T, dim) hidden states.
 
         Args:
-            embeds: (B, T, dim) in place of the tokens' embeddings.
+            embeds: (B, T, input_dim) in place of the tokens' embeddings.
             prefix: For each layer, keys and values that every token sees, (kv heads, P, width).
             cache: The tokens go on from those it has seen; it is extended.
             all_layers: Give (layers + 1, B, T, dim): the embeddings, then each layer's output, the
@@ -85,6 +91,8 @@ def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Te
     | `out`, `down` (add to the residual) | normal, 0.02 / sqrt(2 layers) | Radford et al. 2019 |
     | norm weights | 1 | Ba et al. 2016 |
     | biases | 0 | |
+    | an LSTM's forget gate's bias | 1 | Gers et al. 2000; Jozefowicz et al. 2015 |
+    | recurrent cells' and characters' weights | uniform, +- 1 / sqrt(inputs) | LeCun et al. 1998 |
     | `lora_a` | uniform, +- 1 / sqrt(inputs) | Hu et al. 2022, as in peft |
     | `lora_b` | 0 | Hu et al. 2022 |
 
@@ -93,14 +101,18 @@ def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Te
     """
     # On the CPU by name: Lightning builds models under the accelerator's device.
     if len(shape) == 1:
-        level = 0.0 if name.endswith("bias") else 1.0
-        return torch.full(tuple(shape), level, device="cpu")
+        last = name.rpartition(".")[2]
+        value = torch.full(tuple(shape), 0.0 if last.startswith("bias") else 1.0, device="cpu")
+        if last.startswith("bias_ih") and "_lstm." in name:  # input, forget, cell and output gate
+            value[shape[0] // 4 : shape[0] // 2] = 1.0
+        return value
     if name.endswith("lora_b"):
         return torch.zeros(tuple(shape), device="cpu")
     residual = name.endswith(("out.weight", "down.weight"))
     std = STD / math.sqrt(2 * layers) if residual else STD
     generator = torch.Generator(device="cpu").manual_seed(random_key(seed, name) % 2**63)
     value = torch.empty(tuple(shape), device="cpu")
-    if name.endswith("lora_a"):
-        return value.uniform_(-(shape[1] ** -0.5), shape[1] ** -0.5, generator=generator)
+    if name.endswith("lora_a") or ".weight_" in name or ".cnn." in name:
+        most = math.prod(shape[1:]) ** -0.5
+        return value.uniform_(-most, most, generator=generator)
     return value.normal_(0.0, std, generator=generator)

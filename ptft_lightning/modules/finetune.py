@@ -127,7 +127,7 @@ class FinetuneModule(PhaseModule):
 
     def build_net(self, data: PhaseData) -> TaskNet:
         """Backbone, tuning and the task's head."""
-        backbone = build_backbone(**self._shape(data))
+        backbone = build_backbone(**self._shape(data), tokenizer=data.tokenizer)
         self.tuning.apply(backbone)
         head = self.task.build_head(backbone, cast(TaskDataModule, data).labels)
         return TaskNet(backbone, head, self.tuning.build_reader(backbone))

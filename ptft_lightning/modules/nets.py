@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ptft_lightning.backbones.base import Backbone, initial_value
 from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.tasks.base import TaskHead
@@ -19,7 +20,7 @@ from ptft_lightning.terms import Output
 from ptft_lightning.tuning.base import Reader
 
 # Kind -> file and class in `backbones/`; all but the Transformer are leaves.
-BACKBONES = {"transformer": ("transformer", "Transformer")}
+BACKBONES = {"transformer": ("transformer", "Transformer"), "lstm": ("lstm", "LSTM")}
 
 
 def as_number(value: Tensor | None) -> float:
@@ -83,8 +84,11 @@ class TaskNet(Net):
         return out
 
 
-def build_backbone(kind: str, config: dict[str, Any], vocab_size: int) -> Backbone:
-    """A backbone from the plain values of a bundle; kinds are our own classes.
+def build_backbone(
+    kind: str, config: dict[str, Any], vocab_size: int, tokenizer: Tokenizer | None = None
+) -> Backbone:
+    """A backbone from the plain values of a bundle; kinds are our own classes. One that is to read
+    tokens needs the tokenizer.
 
     Raises:
         UserError: an unknown kind or setting, as in a bundle of a later version.
@@ -97,6 +101,8 @@ def build_backbone(kind: str, config: dict[str, Any], vocab_size: int) -> Backbo
         backbone: Backbone = model(model.config_class(**config), vocab_size)
     except TypeError as error:
         raise UserError(f"the bundle's backbone cannot be built: {error}") from error
+    if tokenizer is not None:
+        backbone.spell(tokenizer)
     return backbone
 
 
