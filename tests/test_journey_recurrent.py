@@ -80,13 +80,16 @@ def test_phase_one_learns_and_resumes_to_the_same_bits(
     assert read_metrics(tmp_path / "run") == rows
 
 
-def test_both_directions_are_told_apart(elmo: Path) -> None:
-    row = next(row for row in read_metrics(elmo) if row.get("val_loss"))
+def test_both_directions_are_told_apart(elmo: Path, runs: dict[str, Path]) -> None:
+    row, causal = (
+        next(row for row in read_metrics(run) if row.get("val_loss"))
+        for run in (elmo, runs["CausalLM"])
+    )
     forward, backward = float(row["val_forward_loss"]), float(row["val_backward_loss"])
     assert float(row["val_loss"]) == pytest.approx(forward + backward, rel=1e-5)
     assert float(row["val_perplexity"]) == pytest.approx(math.exp(forward), rel=1e-4)
-    # Bits a byte are the forward direction's: 600 ids, and a token has more than one byte.
-    assert float(row["val_bits_per_byte"]) < forward / 0.6931
+    rate = float(causal["val_bits_per_byte"]) / float(causal["val_loss"])  # the same text
+    assert float(row["val_bits_per_byte"]) == pytest.approx(forward * rate, rel=1e-5)
     assert {"val_forward_accuracy", "val_backward_accuracy"} <= row.keys()
     assert not (elmo / "samples.jsonl").exists()
     names = weights(elmo)

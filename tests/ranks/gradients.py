@@ -19,6 +19,8 @@ from ranks import tiny
 from torch import Tensor, nn
 
 from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.backbones.config import BackboneConfig
+from ptft_lightning.backbones.lstm_config import LSTMConfig
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Columns
@@ -28,6 +30,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.objectives.base import PretrainHead
+from ptft_lightning.objectives.bidirectional import BidirectionalLM
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedHead, MaskedLM
 from ptft_lightning.tasks.classification import Classification
@@ -46,7 +49,11 @@ GLOBAL = 7  # no number of ranks or micro-batches divides it
 CASES = (
     *("causal", "masked", "per_example", "two_terms", "classification", "frozen"),
     *("weighted", "multilabel", "regression", "lora", "generation"),
-    *("prompt", "prefix", "mix"),
+    *("prompt", "prefix", "mix", "bidirectional", "recurrent"),
+)
+# Characters are read by convolution, and cells project.
+LSTM = LSTMConfig(
+    *(tiny.SHAPE["dim"], 2, "lstm", 24, tiny.LENGTH), input="characters", filters=[[1, 8], [2, 8]]
 )
 TASKS = {
     "classification": Classification(dropout=0.0),
@@ -60,6 +67,7 @@ TASKS = {
     "prompt": Classification(dropout=0.0, pooling="attention"),
     "prefix": Classification(dropout=0.0),
     "mix": Classification(dropout=0.0),
+    "recurrent": Classification(dropout=0.0),
     # Of labels, which have different numbers of tokens.
     "generation": Generation(decoding=Decoding(max_new_tokens=2)),
 }
@@ -128,7 +136,8 @@ def one_step(
     """Gradient, reported loss and gradient norm of the first step; examples in rows of `row`."""
     sizes = {"global_batch_size": GLOBAL, "micro_batch_size": micro}
     if case in TASKS:
-        shape = TransformerConfig(**tiny.SHAPE, causal=case == "generation")
+        shape: BackboneConfig = TransformerConfig(**tiny.SHAPE, causal=case == "generation")
+        shape = LSTM if case == "recurrent" else shape
         tuning = TUNINGS.get(case)
         module: Any = tiny.finetune(task=TASKS[case], tuning=tuning, backbone=shape)
         sizes["max_length"] = row
@@ -141,8 +150,10 @@ def one_step(
             "masked": MaskedLM(0.3),
             "per_example": CausalLM(loss_mean="example"),
             "two_terms": MaskedAndLong(0.3),
+            "bidirectional": BidirectionalLM(),
         }
-        module = tiny.pretrain(objective[case])
+        apart = {"backbone": LSTM} if case == "bidirectional" else {}
+        module = tiny.pretrain(objective[case], **apart)
         data = tiny.corpus(Path(setup["store"]), Path(setup["tokenizer"]), **sizes)
     seen = tiny.Gradients()
     callbacks = [seen, *trainer.pop("callbacks", [])]
