@@ -320,3 +320,20 @@ def test_cells_of_a_frozen_backbone_pass_gradients_on() -> None:
     assert len(cells) == 6
     assert all(cell.training and cell.dropout == 0 for cell in cells)
     assert not backbone.dropout.training
+
+
+@kinds
+@pytest.mark.parametrize("mixed", [True, False])
+def test_bfloat16_is_near(kind: str, mixed: bool) -> None:
+    backbone = build(kind).float()
+    tokens, documents, *_ = packed_inputs()
+    wanted = backbone(tokens, documents)
+    half = backbone if mixed else build(kind).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        found = half(tokens, documents)
+        weigh(found, tokens).backward()
+    assert (found.float() - wanted).norm() < 0.05 * wanted.norm()
+    for name, p in half.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.isfinite().all(), name
+        assert p.grad.any(), name
