@@ -115,7 +115,9 @@ def test_nothing_predicted_is_seen(bpe: Tokenizer) -> None:
     for row in (tokens, changed):
         shown, targets = make(row, documents, bpe)
         found.append(net.hidden(build_batch(shown, documents[:, :-1], np.arange(1), targets, 1)))
-    ahead, back = ((a == b)[0].all(-1) for a, b in zip(*(f.chunk(2, -1) for f in found), strict=True))
+    ahead, back = (
+        (a == b)[0].all(-1) for a, b in zip(*(f.chunk(2, -1) for f in found), strict=True)
+    )
     assert ahead.tolist() == [True] * 5 + [False] * 5
     assert back.tolist() == [False] * 6 + [True] * 4
 
