@@ -100,6 +100,9 @@ LEAVES = (
     *("backbones/linformer.py", "backbones/linformer_config.py"),
     *("backbones/reformer.py", "backbones/reformer_config.py"),
     *("backbones/lsh.py", "backbones/reversible.py"),
+    *("backbones/lstm.py", "backbones/lstm_config.py"),
+    *("backbones/characters.py", "backbones/recurrent.py", "data/spelling.py"),
+    *("objectives/bidirectional.py",),
 )
 CORE_CODE_LINES = 6400  # 3,000 was the aim
 FILE_LINES = 300

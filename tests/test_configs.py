@@ -145,7 +145,7 @@ def test_a_config_trains_two_steps_and_its_run_can_be_used(file, paths, tmp_path
     run_dir = tmp_path / "run"
     config = json.loads((run_dir / "bundle" / "config.json").read_text())
     wanted = settings(file)["model"]["init_args"].get("backbone") or {}
-    wanted = wanted.get("init_args", wanted)
+    wanted = wanted.get("init_args", wanted)  # of another kind than a Transformer
     assert {k: config["backbone"]["config"][k] for k in wanted} == wanted
     if config["phase"] == "finetune":
         measured = json.loads(done(["test", "--run_dir", str(run_dir)]).out)

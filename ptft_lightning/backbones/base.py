@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ptft_lightning.backbones.cache import KeyValueCache
 from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.data.sample_order import random_key
+from ptft_lightning.data.tokenizer import Tokenizer
 
 Prefix = list[tuple[Tensor, Tensor]]
 
@@ -22,6 +23,7 @@ class Backbone(nn.Module):
     Attributes:
         config_class: what says its shape.
         dim: width of the hidden states.
+        input_dim: width of the vectors that its first layer takes for tokens.
         vocab_size: rows of the embedding.
         max_length: the longest document it can read.
         causal: whether a position sees only those before it.
@@ -29,7 +31,7 @@ class Backbone(nn.Module):
         prefix_lm: whether tokens of segment 1 see each other in both directions, though causal.
         layers: its repeated parts, the units of sharding, compiling and checkpointing.
         embedding: the token embedding, which heads may tie to.
-        key_shape: heads and width of a layer's keys and values.
+        key_shape: heads and width of a layer's keys and values; None without attention.
         norm_eps: added under the root of its normalisations, and of those of heads.
         bias: whether its linear layers and norms have biases, and those of heads.
         tied: whether it was pretrained under a head that projects by its embedding.
@@ -39,6 +41,7 @@ class Backbone(nn.Module):
 
     config_class: ClassVar[type[BackboneConfig]]
     dim: int
+    input_dim: int
     vocab_size: int
     max_length: int
     causal: bool
@@ -46,7 +49,7 @@ class Backbone(nn.Module):
     prefix_lm: bool = False
     layers: nn.ModuleList
     embedding: nn.Embedding
-    key_shape: tuple[int, int]
+    key_shape: tuple[int, int] | None = None
     norm_eps: float = 1e-5
     bias: bool = True
     tied: bool = True
@@ -56,6 +59,9 @@ class Backbone(nn.Module):
     def read_whole(self) -> None:
         """Read a text as nothing but a prefix: from here on a prefix-LM is causal no longer."""
         raise NotImplementedError
+
+    def spell(self, tokenizer: Tokenizer) -> None:
+        """Learn how tokens are written, where it reads that; called before any is read."""
 
     def forward(
         self,
@@ -72,7 +78,7 @@ class Backbone(nn.Module):
         """(B, T) tokens with the fields of a `Batch` -> (B, T, dim) hidden states.
 
         Args:
-            embeds: (B, T, dim) in place of the tokens' embeddings.
+            embeds: (B, T, input_dim) in place of the tokens' embeddings.
             prefix: For each layer, keys and values that every token sees, (kv heads, P, width).
             cache: The tokens go on from those it has seen; it is extended.
             all_layers: Give (layers + 1, B, T, dim): the embeddings, then each layer's output, the
@@ -94,6 +100,8 @@ def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Te
     | norm weights | 1 | Ba et al. 2016 |
     | biases | 0 | |
     | projections along the length | normal, 1 / sqrt(length) | Wang et al. 2020 draw them so, too |
+    | an LSTM's forget gate's bias | 1 | Gers et al. 2000; Jozefowicz et al. 2015 |
+    | recurrent cells' and characters' weights | uniform, +- 1 / sqrt(inputs) | LeCun et al. 1998 |
     | `lora_a` | uniform, +- 1 / sqrt(inputs) | Hu et al. 2022, as in peft |
     | `lora_b` | 0 | Hu et al. 2022 |
 
@@ -102,8 +110,11 @@ def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Te
     """
     # On the CPU by name: Lightning builds models under the accelerator's device.
     if len(shape) == 1:
-        level = 0.0 if name.endswith("bias") else 1.0
-        return torch.full(tuple(shape), level, device="cpu")
+        last = name.rpartition(".")[2]
+        value = torch.full(tuple(shape), 0.0 if last.startswith("bias") else 1.0, device="cpu")
+        if last.startswith("bias_ih") and "_lstm." in name:  # input, forget, cell and output gate
+            value[shape[0] // 4 : shape[0] // 2] = 1.0
+        return value
     if name.endswith("lora_b"):
         return torch.zeros(tuple(shape), device="cpu")
     residual = name.endswith(("out.weight", "down.weight"))
@@ -112,6 +123,7 @@ def initial_value(name: str, shape: Sequence[int], layers: int, seed: int) -> Te
         std = shape[1] ** -0.5
     generator = torch.Generator(device="cpu").manual_seed(random_key(seed, name) % 2**63)
     value = torch.empty(tuple(shape), device="cpu")
-    if name.endswith("lora_a"):
-        return value.uniform_(-(shape[1] ** -0.5), shape[1] ** -0.5, generator=generator)
+    if name.endswith("lora_a") or ".weight_" in name or ".cnn." in name:
+        most = math.prod(shape[1:]) ** -0.5
+        return value.uniform_(-most, most, generator=generator)
     return value.normal_(0.0, std, generator=generator)

@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 class LayerCache:
-    """One layer's keys and values, (B, H, capacity, D) each, filled from the left."""
+    """One layer's keys and values, (B, H, capacity, D) each, filled from the left.
+
+    A recurrent layer, whose state is all it knows, has its (B, width) hidden states in place of
+    keys and its (B, hidden_dim) cells' in place of values.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
@@ -24,6 +28,10 @@ class LayerCache:
         self.values[:, :, self.length : stop] = value
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def keep(self, hidden: Tensor, cells: Tensor, tokens: int) -> None:
+        """Put the state after so many more tokens in place of the one before."""
+        self.keys, self.values, self.length = hidden, cells, self.length + tokens
 
 
 class KeyValueCache:

@@ -24,7 +24,7 @@ class Transformer(Backbone):
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.dim, self.vocab_size = config.dim, vocab_size
+        self.dim, self.input_dim, self.vocab_size = config.dim, config.dim, vocab_size
         self.max_length, self.causal = config.max_length, config.causal
         self.prefix_lm = config.prefix_lm
         self.norm_eps, self.bias, self.tied = config.norm_eps, config.bias, config.tie_embeddings

@@ -15,6 +15,7 @@ from rich.table import Table
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Encoded
 from ptft_lightning.data.module import PhaseData
+from ptft_lightning.data.spelling import printed
 from ptft_lightning.data.steps import Slots
 from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -85,16 +86,8 @@ def piece(tokenizer: Tokenizer, token: int) -> str:
         return name
     text: str = tokenizer.raw.decode([token], skip_special_tokens=False)
     if "\ufffd" in text:
-        return "".join(f"<{byte:02X}>" for byte in _bytes_of(name))
+        return "".join(f"<{byte:02X}>" for byte in printed(name))
     return text.replace(" ", "·").replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _bytes_of(name: str) -> list[int]:
-    """The bytes that byte-level BPE writes as printable characters (Radford et al. 2019)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    byte_of = {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
-    return [byte_of[c] for c in name if c in byte_of]
 
 
 def _table(title: str, columns: tuple[str, ...], length: int, shown: int) -> Table:

@@ -20,6 +20,7 @@ def quieten() -> None:
         "You defined a `validation_step`",  # no document was held out
         "but have no logger configured",  # test and validate print what they log
         "module(s) in eval mode at the start of training",  # a frozen backbone
+        "LSTM with projections is not supported with oneDNN",  # torch's own way then
         "Precision bf16-mixed is not supported by the model summary",
     ):
         warnings.filterwarnings("ignore", message=f".*{re.escape(text)}")

@@ -44,8 +44,9 @@ class _Seen(Backbone):
     def __init__(self, of: Backbone) -> None:
         super().__init__()
         self.of, self.embedding, self.layers = of, of.embedding, of.layers
-        self.dim, self.vocab_size, self.max_length = of.dim, of.vocab_size, of.max_length
-        self.causal, self.packs, self.prefix_lm = of.causal, of.packs, of.prefix_lm
+        self.dim, self.input_dim, self.vocab_size = of.dim, of.input_dim, of.vocab_size
+        self.max_length, self.prefix_lm = of.max_length, of.prefix_lm
+        self.causal, self.packs = of.causal, of.packs
         self.norm_eps, self.bias, self.tied = of.norm_eps, of.bias, of.tied
 
 

@@ -128,7 +128,7 @@ class FinetuneModule(PhaseModule):
 
     def build_net(self, data: PhaseData) -> TaskNet:
         """Backbone, tuning and the task's head."""
-        backbone = build_backbone(**self._shape(data))
+        backbone = build_backbone(**self._shape(data), tokenizer=data.tokenizer)
         if backbone.prefix_lm and not self.task.likelihood:
             backbone.read_whole()
         self.tuning.apply(backbone)

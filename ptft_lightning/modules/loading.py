@@ -49,7 +49,7 @@ def load_pretrained(
         return bundle.tensor(name)
 
     with torch.device("meta"):
-        backbone = build_backbone(**shape)
+        backbone = build_backbone(**shape, tokenizer=bundle.tokenizer)
         objective = OBJECTIVES[head["name"]](**head["config"])
         if objective.token_term is None:
             raise UserError(

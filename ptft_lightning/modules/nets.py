@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ptft_lightning.backbones.base import Backbone, initial_value
 from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.tasks.base import TaskHead
@@ -23,6 +24,7 @@ from ptft_lightning.tuning.base import Reader
 BACKBONES = {
     "transformer": ("transformer", "Transformer"),
     "linformer": ("linformer", "Linformer"),
+    "lstm": ("lstm", "LSTM"),
     "reformer": ("reformer", "Reformer"),
 }
 
@@ -90,10 +92,15 @@ class TaskNet(Net):
         return out
 
 
-def build_backbone(kind: str, config: dict[str, Any], vocab_size: int) -> Backbone:
-    """A backbone from the plain values of a bundle; see `find_backbone`."""
+def build_backbone(
+    kind: str, config: dict[str, Any], vocab_size: int, tokenizer: Tokenizer | None = None
+) -> Backbone:
+    """A backbone from the plain values of a bundle; see `find_backbone`. One that is to read tokens
+    needs the tokenizer."""
     model, shape = find_backbone(kind, config)
     backbone: Backbone = model(shape, vocab_size)
+    if tokenizer is not None:
+        backbone.spell(tokenizer)
     return backbone
 
 

@@ -110,7 +110,7 @@ class PretrainModule(PhaseModule):
     def build_net(self, data: PhaseData) -> PretrainNet:
         """Backbone and the objective's head."""
         self._grow(data)
-        backbone = build_backbone(**self._shape(data))
+        backbone = build_backbone(**self._shape(data), tokenizer=data.tokenizer)
         tied = self._shape(data)["config"]["tie_embeddings"]
         return PretrainNet(backbone, self.objective.build_head(backbone, tied))
 
@@ -148,11 +148,12 @@ class PretrainModule(PhaseModule):
         values = super().summary(losses, metrics)
         if len(losses) > 1:
             values |= {f"{name}_loss": loss for name, loss in losses.items()}
-        if self.objective.token_term in losses:
-            values["perplexity"] = perplexity(losses[self.objective.token_term])
+        tokens = losses.get(self.objective.token_term or "")
+        if tokens is not None:
+            values["perplexity"] = perplexity(tokens)
         rate = cast(CorpusDataModule, self.data).predicted_per_byte
         if self.trainer.training and self.data.source_names:
             rate = None  # it is the first store's, whose held-out text is validated
-        if self.objective.per_byte and rate is not None:
-            values["bits_per_byte"] = values["loss"] / math.log(2) * rate
+        if self.objective.per_byte and rate is not None and tokens is not None:
+            values["bits_per_byte"] = tokens / math.log(2) * rate
         return self.objective.summary(values)

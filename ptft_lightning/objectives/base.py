@@ -13,6 +13,7 @@ from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.sample_order import Numbers
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.errors import UserError
 from ptft_lightning.terms import Output
 
 
@@ -104,13 +105,18 @@ class PretrainHead(nn.Module):
 
 
 class VocabularyProjection(nn.Module):
-    """The weight and bias that turn hidden states into vocabulary logits; perhaps tied."""
+    """The weight and bias that turn hidden states, or `dim` of their values, into vocabulary
+    logits; perhaps tied."""
 
-    def __init__(self, backbone: Backbone, tied: bool, bias: bool) -> None:
+    def __init__(self, backbone: Backbone, tied: bool, bias: bool, dim: int | None = None) -> None:
         super().__init__()
+        dim = dim or backbone.dim
+        if tied and backbone.input_dim != dim:
+            has = f"the embedding has {backbone.input_dim} values, the head reads {dim}"
+            raise UserError(f"model.backbone.tie_embeddings: {has}; set it to false")
         self.weight: nn.Parameter | None = None
         if not tied:
-            self.weight = nn.Parameter(torch.empty(backbone.vocab_size, backbone.dim))
+            self.weight = nn.Parameter(torch.empty(backbone.vocab_size, dim))
         self.bias = nn.Parameter(torch.empty(backbone.vocab_size)) if bias else None
 
     def matrices(self, embedding: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,8 @@ class BitFit(Tuning):
             UserError: there are none, as in Llama.
         """
         backbone.requires_grad_(False)
-        biases = [p for name, p in backbone.named_parameters() if name.endswith("bias")]
+        named = backbone.named_parameters()
+        biases = [p for name, p in named if name.rpartition(".")[2].startswith("bias")]
         if not biases:
             raise UserError(
                 "model.tuning is BitFit, which trains biases, and the backbone has none: choose "

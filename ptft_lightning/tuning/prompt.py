@@ -48,8 +48,17 @@ class PromptTuning(Tuning):
         backbone.requires_grad_(False)
 
     def build_reader(self, backbone: Backbone) -> Reader:
-        """See `PromptReader`."""
-        return PromptReader(backbone.dim, self.reserved, self.init)
+        """See `PromptReader`.
+
+        Raises:
+            UserError: there are no embeddings of tokens to begin with.
+        """
+        if self.init == "vocabulary" and not isinstance(backbone.embedding, nn.Embedding):
+            raise UserError(
+                "model.tuning.init is vocabulary, and the backbone has no embedding of tokens but "
+                "reads their characters: give random"
+            )
+        return PromptReader(backbone.input_dim, self.reserved, self.init)
 
 
 class PromptReader(Reader):

@@ -97,7 +97,7 @@ def test_head_is_cross_entropy_over_all_targets(bpe: Tokenizer, store: Path, tie
     tokens, documents = tokens[:5], documents[:5]
     shown, labels = make(tokens, documents, bpe)
     batch = build_batch(shown, documents[:, :-1], np.arange(5), {"labels": labels}, 5)
-    backbone: Any = SimpleNamespace(dim=16, vocab_size=bpe.size, norm_eps=1e-5)
+    backbone: Any = SimpleNamespace(dim=16, input_dim=16, vocab_size=bpe.size, norm_eps=1e-5)
     head = CausalLM().build_head(backbone, tied)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)

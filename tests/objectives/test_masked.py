@@ -231,7 +231,8 @@ def test_head_is_cross_entropy_over_the_targets_alone(bpe: Tokenizer, tied: bool
     batch = build_batch(
         shown, documents[:, :-1], np.arange(6), {"slots": slots, "labels": labels}, 6
     )
-    backbone: Any = SimpleNamespace(dim=16, vocab_size=bpe.size, norm_eps=1e-5, bias=True)
+    sizes = {"dim": 16, "input_dim": 16, "vocab_size": bpe.size}
+    backbone: Any = SimpleNamespace(**sizes, norm_eps=1e-5, bias=True)
     head = MaskedLM().build_head(backbone, tied)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)

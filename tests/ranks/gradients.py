@@ -19,7 +19,9 @@ from ranks import tiny
 from torch import Tensor, nn
 
 from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.backbones.linformer_config import LinformerConfig
+from ptft_lightning.backbones.lstm_config import LSTMConfig
 from ptft_lightning.backbones.reformer_config import ReformerConfig
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import Batch
@@ -30,6 +32,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.objectives.base import PretrainHead
+from ptft_lightning.objectives.bidirectional import BidirectionalLM
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedHead, MaskedLM
 from ptft_lightning.objectives.replaced import ReplacedTokens
@@ -50,7 +53,11 @@ CASES = (
     *("causal", "masked", "per_example", "two_terms", "replaced", "classification", "frozen"),
     *("weighted", "multilabel", "regression", "lora", "generation"),
     *("prompt", "prefix", "mix"),
-    *("linformer", "reformer"),
+    *("linformer", "reformer", "bidirectional", "recurrent"),
+)
+# Characters are read by convolution, and cells project.
+LSTM = LSTMConfig(
+    *(tiny.SHAPE["dim"], 2, "lstm", 24, tiny.LENGTH), input="characters", filters=[[1, 8], [2, 8]]
 )
 TASKS = {
     "classification": Classification(dropout=0.0),
@@ -64,6 +71,7 @@ TASKS = {
     "prompt": Classification(dropout=0.0, pooling="attention"),
     "prefix": Classification(dropout=0.0),
     "mix": Classification(dropout=0.0),
+    "recurrent": Classification(dropout=0.0),
     # Of labels, which have different numbers of tokens.
     "generation": Generation(decoding=Decoding(max_new_tokens=2)),
 }
@@ -82,6 +90,7 @@ SIZE = {"dim": 32, "depth": 2, "heads": 4, "max_length": tiny.LENGTH}
 BACKBONES = {
     "linformer": LinformerConfig(**SIZE, projected_length=8),
     "reformer": ReformerConfig(**SIZE, causal=True, chunk_length=4, hash_rounds=2),
+    "bidirectional": LSTM,
 }
 TUNINGS: dict[str, Tuning] = {
     "frozen": Frozen(),
@@ -137,7 +146,8 @@ def one_step(
     """Gradient, reported loss and gradient norm of the first step; examples in rows of `row`."""
     sizes = {"global_batch_size": GLOBAL, "micro_batch_size": micro}
     if case in TASKS:
-        full = TransformerConfig(**tiny.SHAPE, causal=case == "generation")
+        full: BackboneConfig = TransformerConfig(**tiny.SHAPE, causal=case == "generation")
+        full = LSTM if case == "recurrent" else full
         tuning = TUNINGS.get(case)
         module: Any = tiny.finetune(task=TASKS[case], tuning=tuning, backbone=full)
         sizes["max_length"] = row
@@ -153,6 +163,7 @@ def one_step(
             "replaced": ReplacedTokens(0.3, generator_width=0.5, generator_depth=0.5),
             "linformer": MaskedLM(0.3),
             "reformer": CausalLM(),
+            "bidirectional": BidirectionalLM(),
         }
         shape = {"backbone": BACKBONES[case]} if case in BACKBONES else {}
         module = tiny.pretrain(objective[case], **shape)
