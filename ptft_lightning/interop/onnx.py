@@ -20,6 +20,7 @@ from ptft_lightning.handoff.bundle import Bundle
 from ptft_lightning.interop.compare import random_rows
 from ptft_lightning.interop.families import build_parts
 from ptft_lightning.objectives.base import PretrainHead
+from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
 from ptft_lightning.tasks.base import Task
 from ptft_lightning.tasks.classification import Classification
 from ptft_lightning.tasks.multilabel import MultiLabel
@@ -30,6 +31,7 @@ GRAPH = "model.onnx"
 LARGE = 15 * 10**8  # bytes that fit in one file of that format; more lie beside it
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit
+SENTENCE_PAIRS = (NextSentence.name, SentenceOrder.name)
 TASKS: dict[str, type[Task]] = {t.name: t for t in (Classification, MultiLabel, Regression)}
 
 
@@ -88,16 +90,19 @@ def build_graph(bundle: Bundle) -> Graph:
     shape, head = bundle.config["backbone"], bundle.config["head"]
     if shape["kind"] != "transformer":
         raise UserError(f"--format onnx takes transformers, '{bundle.path}' is a {shape['kind']}")
+    if shape["config"].get("prefix_lm"):
+        raise UserError(f"'{bundle.path}' is a prefix-LM: --format onnx has no prompt apart")
     if reads := bundle.config.get("reads"):
         raise UserError(f"'{bundle.path}' reads {reads}: --format onnx needs a plain model")
     parts = build_parts(bundle.config)
     backbone = cast(Backbone, parts["backbone"])
     if (task := TASKS.get(head["name"])) is not None:
         parts["head"] = task.of(head["config"]).build_head(backbone, head["labels"])
-    if head["name"] is not None and "head" not in parts:
+    tokenless = head["name"] in SENTENCE_PAIRS and not head["config"].get("rate")
+    if head["name"] is not None and ("head" not in parts or tokenless):
         raise UserError(
-            f"'{bundle.path}' was tuned for '{head['name']}', which is more than logits: "
-            f"--format onnx takes bundles of phase one and of {', '.join(TASKS)}"
+            f"'{bundle.path}' learnt '{head['name']}', which is no logits of tokens: "
+            f"--format onnx takes bundles that predict tokens, and of {', '.join(TASKS)}"
         )
     parts.load_state_dict({name: bundle.tensor(name).float() for name in parts.state_dict()})
     return Graph(backbone, dict(parts).get("head")).eval().requires_grad_(False)

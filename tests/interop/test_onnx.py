@@ -118,7 +118,7 @@ def test_what_is_no_graph_is_refused(wordpiece_path, tmp_path, monkeypatch):
     args = ["export", "--init_from", tmp_path / "run", "--output", tmp_path / "out"]
     run = call([*args, "--format", "onnx"])
     assert run.code == 2
-    assert "was tuned for 'tagging', which is more than logits" in run.errors[0]
+    assert "learnt 'tagging', which is no logits of tokens" in run.errors[0]
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr("ptft_lightning.interop.onnx.find_spec", lambda name: None)
     run = call([*args, "--format", "onnx"])
