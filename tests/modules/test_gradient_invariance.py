@@ -37,14 +37,23 @@ def whole(setup: dict[str, str]) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def ranks(setup: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two ranks saw; see `ranks.gradients`."""
-    directory = tmp_path_factory.mktemp("ranks")
+    return seen_by(2, setup, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def four_ranks(setup: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What four saw."""
+    return seen_by(4, setup, tmp_path_factory.mktemp("four"))
+
+
+def seen_by(ranks: int, setup: dict[str, str], directory: Path) -> dict[str, Any]:
     (directory / "setup.json").write_text(json.dumps(setup))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", "-m", "ranks.gradients"]
+    command += [f"--nproc-per-node={ranks}", "-m", "ranks.gradients"]
     command += [str(directory / "setup.json"), str(directory / "out.pt")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, check=False
+        command, env=environment, capture_output=True, text=True, timeout=300 * ranks, check=False
     )
     assert done.returncode == 0, done.stderr[-5000:]
     results: dict[str, Any] = torch.load(directory / "out.pt", weights_only=True)
@@ -94,6 +103,17 @@ def test_ranks(
     strategy: str, micro: int, case: str, ranks: dict[str, Any], whole: dict[str, Any]
 ) -> None:
     assert_same(ranks[f"{strategy}-{case}-{micro}"], whole[case])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@cases
+@pytest.mark.parametrize("micro", [2, 1])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_four_ranks(
+    strategy: str, micro: int, case: str, four_ranks: dict[str, Any], whole: dict[str, Any]
+) -> None:
+    assert_same(four_ranks[f"{strategy}-{case}-{micro}"], whole[case])
 
 
 def test_sharding_over_some_ranks_is_refused(ranks: dict[str, Any]) -> None:
