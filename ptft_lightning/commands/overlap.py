@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.examples import Columns, Example, read_examples
+from ptft_lightning.data.growing import first_window
 from ptft_lightning.data.manifest import has_manifest, read_manifest
 from ptft_lightning.data.overlap import FLAGGED, SHORTEST, TOGETHER, Hit, N, Needles, record, scan
 from ptft_lightning.data.token_store import TokenStore
@@ -137,14 +138,16 @@ def guard(model: FinetuneModule, run_dir: Path) -> dict[str, float]:
     return {"test_contaminated": float(len(flagged)), "test_contaminated_share": share}
 
 
-def _stores(lineage: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """Path and, of a run's own store, fingerprint of every store in a bundle's ancestry."""
-    found: dict[str, str | None] = {}
+def _stores(lineage: dict[str, Any]) -> list[tuple[str, tuple[str | None, int]]]:
+    """Path of every store in a bundle's ancestry; of a run's own its fingerprint, and the window
+    that this is of where the store still grew."""
+    found: dict[str, tuple[str | None, int]] = {}
     for parent in lineage.get("parents", []):
         places = parent.get("stores", [])
+        window = parent.get("data", {}).get("window", 1)
         prints = [parent["data"]["store"]] if places else []
         prints += [p for p, _ in parent.get("data", {}).get("replay", [])]
-        found |= dict(zip(places, prints, strict=True))
+        found |= {at: (p, window) for at, p in zip(places, prints, strict=True)}
         if not places and parent.get("phase") == "pretrain":
             said = "is not known" if "huggingface" in parent else "was not noted"
             print(
@@ -156,7 +159,7 @@ def _stores(lineage: dict[str, Any]) -> list[tuple[str, str | None]]:
     return list(found.items())
 
 
-def _usable(path: str, fingerprint: str | None, tokenizer: Tokenizer) -> bool:
+def _usable(path: str, known: tuple[str | None, int], tokenizer: Tokenizer) -> bool:
     """Whether a store is still here and ours to read; otherwise one line says why not."""
     why, manifest = None, None
     try:
@@ -165,7 +168,7 @@ def _usable(path: str, fingerprint: str | None, tokenizer: Tokenizer) -> bool:
         why = f"cannot be read ({error})"
     if manifest is None:
         why = why or "is not here any more"
-    elif manifest.fingerprint != fingerprint:
+    elif known[0] not in (manifest.fingerprint, first_window(manifest, known[1]).fingerprint):
         why = "holds other text now"
     elif not reads(tokenizer, path):
         why = "was made with another tokenizer"

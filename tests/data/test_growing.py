@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ptft_lightning.commands.overlap import _usable
 from ptft_lightning.data import growing
 from ptft_lightning.data.growing import GrowingStore
 from ptft_lightning.data.manifest import read_manifest
@@ -108,6 +109,13 @@ def test_the_first_window_is_the_same_at_any_time(finished, bpe, tmp_path):
     assert early.validation == late.validation
     assert len([shard for shard in early.train if shard.tokens]) == WINDOW
     assert late.fingerprint != read_manifest(finished).fingerprint
+
+
+def test_the_contamination_check_knows_the_finished_store(finished, bpe):
+    first = GrowingStore(str(finished), bpe, WINDOW).first.fingerprint
+    assert _usable(str(finished), (first, WINDOW), bpe)
+    assert _usable(str(finished), (read_manifest(finished).fingerprint, WINDOW), bpe)
+    assert not _usable(str(finished), (first, WINDOW + 1), bpe)
 
 
 def test_how_long_an_epoch_is_is_not_known(finished, bpe, tmp_path):
