@@ -95,7 +95,7 @@ LEAVES = (
     *("handoff/pair_checks.py", "objectives/sentence_pairs.py"),
     *("commands/duplicates.py", "commands/measures.py", "data/lots.py"),
     *("data/workers.py", "data/cluster.py", "data/duplicates.py", "data/drop_list.py"),
-    *("backbones/unpacking.py", "data/growing.py", "data/store_lock.py"),
+    *("backbones/unpacking.py", "data/growing.py", "data/preparation.py", "data/store_lock.py"),
     *("objectives/generator.py", "objectives/replaced.py", "objectives/span_corruption.py"),
     *("backbones/linformer.py", "backbones/linformer_config.py"),
     *("backbones/reformer.py", "backbones/reformer_config.py"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,11 @@ from faults.kit import (
     words,
 )
 
+from ptft_lightning.data.growing import GrowingStore
 from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.tokenizer_training import train_tokenizer
 
 ROOT = Path(__file__).parent.parent
 DDP = {"trainer.devices": 2, "config": str(ROOT / "configs" / "trainer" / "ddp.yaml")}
@@ -59,7 +62,7 @@ def reference(finished: Path, bpe_path: Path, tmp_path_factory: pytest.TempPathF
 
 
 def grow(source: Path, store: Path, goes_on: Callable[[], bool], first: int) -> None:
-    """Copy shard after shard while a run is at work, each once all before it were waited for."""
+    """Copy shard after shard while a run is at work, faster than it reads."""
     count = len(read_manifest(source).train)
     for number in range(first, count):
         assert goes_on()
@@ -92,6 +95,33 @@ def test_the_run_is_that_of_a_store_prepared_beforehand(finished, reference, bpe
     plain = following(tmp_path / "plain", finished, bpe_path) | {"data.growing": False}
     done(words("fit", plain))
     assert read_audit(tmp_path / "plain") == read_audit(reference)
+
+
+def test_the_last_window_is_enough_for_the_last_step(finished, bpe_path, tmp_path, monkeypatch):
+    """What loaders ask ahead of the end is not waited for."""
+    monkeypatch.setattr("ptft_lightning.data.growing.PATIENCE_S", 0.5)
+    store = begun(finished, tmp_path / "store", 3)
+    rows = GrowingStore(str(store), Tokenizer.load(bpe_path), 2).rows("blocks", 32, 0)
+    last = rows.order.rows // 6
+    for workers in (0, 2):
+        options = following(tmp_path / f"run{workers}", store, bpe_path)
+        done(words("fit", options | {"trainer.max_steps": last, "data.workers": workers}))
+        assert len(read_audit(tmp_path / f"run{workers}")) == last
+
+
+def test_objectives_that_change_the_length_of_a_text(corpus_file, tmp_path):
+    """Span corruption makes rows of shorter texts."""
+    tokenizer = tmp_path / "tokenizer"
+    given = {"files": [str(corpus_file)], "output": str(tokenizer), "vocab_size": 600}
+    done(words("tokenizer", given | {"sentinels": 10}))
+    store = tmp_path / "store"
+    given = {"files": [str(corpus_file)], "tokenizer": str(tokenizer), "output": str(store)}
+    done(words("prepare", given | {"unit_bytes": 2048, "validation_share": 0.1}))
+    for name, growing in (("follows", True), ("plain", False)):
+        options = following(tmp_path / name, store, tokenizer) | {"trainer.max_steps": 8}
+        options |= {"model.objective": "SpanCorruption", "data.growing": growing}
+        done(words("fit", options))
+    assert read_audit(tmp_path / "follows") == read_audit(tmp_path / "plain")
 
 
 def test_killed_and_resumed_with_workers_and_two_ranks(finished, reference, bpe_path, tmp_path):
@@ -166,7 +196,39 @@ def test_what_cannot_be_followed_is_refused(more, said, finished, bpe_path, tmp_
     assert said in run.errors[0]
 
 
-def test_a_preparation_that_died_ends_the_run_with_everything_saved(
+def test_what_was_begun_otherwise_is_refused(finished, bpe_path, tmp_path):
+    """Before anybody waits, and before anything is written."""
+    store = begun(finished, tmp_path / "store", 5)
+    plan = json.loads((store / "plan.json").read_text())
+    cases = {
+        "made from something else": {"data.validation_share": 0.5},
+        "was begun by a `prepare` with settings of its own (unit_bytes": {},
+        "no token store at": {"data.store": str(tmp_path / "nowhere"), "data.files": None},
+    }
+    for said, more in cases.items():
+        options = following(tmp_path / "run", store, bpe_path)
+        options |= {"data.files": plan["files"], "data.validation_share": 0.1} | more
+        run = call(words("fit", options))
+        assert run.code == 2
+        assert said in run.errors[0]
+    other = tmp_path / "other"
+    train_tokenizer(iter(["another text altogether"] * 9), "bpe", 300, False).save(other)
+    run = call(words("fit", following(tmp_path / "run", store, other)))
+    assert "made with another tokenizer" in run.errors[0]
+    assert not (store / "tokenizer.json").exists()
+
+
+def test_word_starts_are_those_of_the_plan(corpus_file, wordpiece_path, tmp_path):
+    marked, tokenizer = tmp_path / "marked", Tokenizer.load(wordpiece_path)
+    given = {"validation_share": 0.1, "unit_bytes": 2048, "word_starts": True}
+    prepare_store([str(corpus_file)], tokenizer, marked, **given)
+    store = begun(marked, tmp_path / "store", 4)
+    options = following(tmp_path / "run", store, wordpiece_path, causal=False)
+    options["model.objective"] = {"class_path": "MaskedLM", "init_args": {"whole_words": True}}
+    done(words("fit", options | {"trainer.max_steps": 1}))
+
+
+def test_a_preparation_that_died_ends_the_run_and_leaves_its_checkpoints(
     finished, bpe_path, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("ptft_lightning.data.growing.PATIENCE_S", 0.5)
@@ -175,4 +237,6 @@ def test_a_preparation_that_died_ends_the_run_with_everything_saved(
     run = call(words("fit", following(run_dir, store, bpe_path) | {"checkpoint.every_n_steps": 2}))
     assert run.code == 2
     assert "nobody is preparing" in run.errors[0]
-    assert list((run_dir / "checkpoints").iterdir())
+    saved = sorted(path.stem for path in (run_dir / "checkpoints").glob("step=*.ckpt"))
+    done_steps = len(read_audit(run_dir))
+    assert int(saved[-1].removeprefix("step=")) == done_steps - done_steps % 2 > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,9 @@ from faults.kit import (
     words,
     write_examples,
 )
+
+from ptft_lightning.modules.finetune import FinetuneModule
+from ptft_lightning.tasks.classification import Classification
 
 SHAPE = {**BACKBONE, "causal": True, "prefix_lm": True, "max_length": 48, "dropout": 0.0}
 STILL = 1e-30  # too small to change a weight
@@ -160,6 +164,11 @@ def test_a_task_that_understands_reads_the_whole_text_as_a_prefix(undisturbed, t
     done(["test", "--run_dir", tmp_path / "run"])
     config = json.loads((tmp_path / "run" / "bundle" / "config.json").read_text())
     assert config["backbone"]["config"]["prefix_lm"] is True  # the shape, not the reading
+    module = FinetuneModule(Classification(), init_from=str(tmp_path / "run"))
+    data: Any = SimpleNamespace(tokenizer=module.bundle.tokenizer, labels=["a", "b"])
+    with torch.device("meta"):
+        backbone = module.build_net(data).backbone
+    assert (backbone.causal, backbone.prefix_lm) == (False, False)
 
 
 def test_generate_and_score(undisturbed, tmp_path):

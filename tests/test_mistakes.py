@@ -1027,3 +1027,23 @@ def test_two_ranks_say_it_once(store, bpe_path, tmp_path):
         run = finish(process)
         assert_one_line(run, *parts)
         assert run.err.count("error") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"zz": 1}, "unknown key 'model.backbone.zz': known here: causal, cell, "),
+        ({"dimm": 1}, "unknown key 'model.backbone.dimm': did you mean 'model.backbone.dim'?"),
+        ({"dim": "x"}, "model.backbone.dim is 'x': expected int"),
+    ],
+)
+def test_a_setting_of_another_backbone(given, said, store, bpe_path, tmp_path):
+    options = pretrain(tmp_path / "run", store, bpe_path)
+    options["model.backbone"] = {"class_path": "LSTMConfig", "init_args": given}
+    run = call(words("fit", options))
+    assert run.code == 2
+    assert said in run.errors[0]
+    options["model.backbone"] = {"class_path": "LSTMConfig"}
+    (name, value), *_ = given.items()
+    run = call(words("fit", options | {f"model.backbone.{name}": str(value)}))
+    assert said in run.errors[0]

@@ -62,7 +62,7 @@ class RecurrentLayer(nn.Module):
         halves = x.flatten(0, 1).chunk(len(self.cells), -1)
         for cell, part, at in zip(self.cells.values(), halves, steps, strict=True):
             state = _state(cell, part, at, cache)
-            out, state = _read(cell, self.dropout(part), at, state)
+            out, state = _read(cell, self.dropout(part), at, state, cache is not None)
             if cache is not None:
                 _keep(cache, state, at.rows, x)
             parts.append(out)
@@ -100,9 +100,9 @@ def _keep(cache: LayerCache, state: State, rows: Tensor, x: Tensor) -> None:
     cache.keep(new[0], new[-1], x.shape[1])
 
 
-def _read(cell: Any, x: Tensor, at: Steps, state: State) -> tuple[Tensor, State]:
-    """(B T, width) -> the same, and the state at the end of each document."""
-    if cell.proj_size and x.device.type == "cpu" and torch.is_grad_enabled():
+def _read(cell: Any, x: Tensor, at: Steps, state: State, kept: bool) -> tuple[Tensor, State]:
+    """(B T, width) -> the same, and, where it is `kept`, the state at the end of each document."""
+    if cell.proj_size and x.device.type == "cpu" and torch.is_grad_enabled() and not kept:
         return _read_in_spans(cell, x, at, state), state
     order = at.places.T[at.places.T >= 0]
     out, state = _call(cell, PackedSequence(x[order], at.sizes), state)

@@ -57,6 +57,8 @@ def export(
     """
     if shard_gb <= 0:
         raise UserError(f"--shard_gb is {shard_gb}: give a positive number")
+    if format == "onnx" and family is not None:
+        raise UserError(f"--family is '{family}': a graph is of no family, leave it out")
     target = Path(output).resolve()
     _check_place(target, overwrite)
     if target == Path(init_from).resolve():

@@ -30,6 +30,12 @@ WRONG_TYPE = re.compile(
     r"Expected an? (?!dot import|path)(?P<type>.+?)(?:\. Got value: .*)?$", re.M
 )
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (?P<name>.*)")
+# "Problem with given class_path 'a.B':\n Parser key "x":\n Expected a <class 'int'>. Got value: y"
+IN_CLASS = re.compile(
+    r"Problem with given class_path '(?P<owner>[^']+)':\n\s*"
+    r"(?:Parser key \"(?P<key>.+?)\":\n\s*)?(?P<said>.+?)(?=\n\s*- |\n *Given value type|\Z)",
+    re.S,
+)
 MISSING = re.compile(r"the following arguments are required: (?P<names>.*)")
 UNION_LINE = re.compile(r"^ *- (?!Import path |Expected a |Does not validate )(.+)$", re.M)
 CLASS_KEYS = ("class_path", "init_args")
@@ -113,7 +119,12 @@ def _say(end: str, key: str, owner: str, union: str, context: Context) -> str:
         names = [_shown(name, context) for name in match["names"].split(", ")]
         return _missing(names, key, owner)
     place, key = place_of(key, context), _shown(key, context)
-    if match := UNKNOWN_CLASS.search(f"{end}\n{union}"):
+    unknown = UNKNOWN_CLASS.search(f"{end}\n{union}")
+    other = unknown or "does not correspond to a subclass" in union
+    if other and (inside := IN_CLASS.search(union)):  # of a later member, whose class is known
+        deeper = f"{key}.{inside['key']}" if inside["key"] else key
+        return _say(inside["said"].strip(), deeper, inside["owner"], "", context)
+    if match := unknown:
         return f"{place}{key} is '{match['name']}': {_choices(match['name'], key, context)}"
     if types := WRONG_TYPE.findall(union or end):
         value = re.search(r"(?:Got value|Given value): (.*)", f"{end}\n{union}")

@@ -42,9 +42,7 @@ def job_of(
     length, rows = int(cast(Any, data).length), data.micro_batch_size
     targets = other = 0
     if isinstance(net, PretrainNet) and isinstance(module, PretrainModule):
-        # Masked objectives predict a share of each row, the others every place.
-        share: float | None = getattr(module.objective, "rate", None)
-        targets = rows * (length if share is None else max(1, round(share * length)))
+        targets = rows * module.objective.slots(length)
         matrices = [p for p in net.head.parameters() if p.ndim == 2]
         other = sum(p.numel() for p in matrices if len(p) != net.backbone.vocab_size)
     return Job(

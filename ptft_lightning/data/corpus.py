@@ -15,7 +15,7 @@ from ptft_lightning.data.manifest import Manifest, has_manifest, read_manifest
 from ptft_lightning.data.mixture_config import MixtureConfig, choose
 from ptft_lightning.data.module import BatchLoader, PhaseData
 from ptft_lightning.data.packing import Layout
-from ptft_lightning.data.plan import check_share
+from ptft_lightning.data.plan import check_share, read_plan
 from ptft_lightning.data.row_batches import RowDataset, RowMaker
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
@@ -122,8 +122,10 @@ class CorpusDataModule(PhaseData):
     @property
     def has_word_starts(self) -> bool:
         """Whether the store says where words start, or will."""
-        whole = has_manifest(self.store)
-        return read_manifest(self.store).segmenter is not None if whole else self.word_starts
+        if has_manifest(self.store):
+            return read_manifest(self.store).segmenter is not None
+        plan = read_plan(self.store) if self.growing else None
+        return self.word_starts if plan is None else plan.get("segmenter") is not None
 
     @cached_property
     def growing_store(self) -> GrowingStore:
@@ -225,12 +227,12 @@ class CorpusDataModule(PhaseData):
     def rows_of(self, store: str, split: str) -> Rows:
         """The rows of one split of a store."""
         grows = self.growing and store == self.store
+        length = self.objective.text_length(self.length, self.tokenizer)
         if grows and split == "train":
-            return self.growing_store.rows(self.layout, self.length, self.seed)
+            return self.growing_store.rows(self.layout, length, self.seed)
         part = self.growing_store.first if grows else None
         opened = TokenStore(store, split, self.cache, part)
         order = self.seed, self.window, split == "train"
-        length = self.objective.text_length(self.length, self.tokenizer)
         return lay_out(opened, self.layout, length, self.objective, self.tokenizer, order)
 
     @property
@@ -251,6 +253,8 @@ class CorpusDataModule(PhaseData):
 
     def step_numbers(self, step: int) -> Numbers:
         """The rows of a step, sorted by shard so that each rank touches few."""
+        if (last := self._trainer().max_steps - 1) >= 0:
+            step = min(step, last)  # asked ahead of the end, where a growing store may have none
         numbers = np.arange(*self.segments.span(step), dtype=np.int64)
         return numbers[np.argsort(self.train_rows.shards_of(numbers), kind="stable")]
 

@@ -8,35 +8,28 @@ the rows in it have their places, which are those of the finished store.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ptft_lightning.data.manifest import Manifest, has_manifest, read_manifest
 from ptft_lightning.data.module import say
 from ptft_lightning.data.packing import Ids, Layout
-from ptft_lightning.data.plan import PLAN
+from ptft_lightning.data.plan import read_plan
+from ptft_lightning.data.preparation import LOG, Preparation
 from ptft_lightning.data.rows import Rows
 from ptft_lightning.data.sample_order import Numbers
 from ptft_lightning.data.shards import collect, receipt_of
 from ptft_lightning.data.store_lock import is_being_prepared
-from ptft_lightning.data.streams import is_url
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
-if TYPE_CHECKING:
-    from ptft_lightning.data.corpus import CorpusDataModule
-
 POLL_S = 0.5
 TELL_S = 30.0
 PATIENCE_S = 300.0  # without a new shard, when nobody holds the lock of the store
-LOG = "prepare.log"
 
 
 class GrowingStore:
@@ -51,6 +44,11 @@ class GrowingStore:
     def __init__(self, place: str, tokenizer: Tokenizer, window: int) -> None:
         self.place, self.tokenizer, self.window = place, tokenizer, window
         self.receipts: list[dict[str, Any]] = []
+        self.preparation: Preparation | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copied to workers without the process, which is not theirs."""
+        return self.__dict__ | {"preparation": None}
 
     def rows(self, layout: Layout, length: int, seed: int) -> GrowingRows:
         """Its training rows."""
@@ -60,12 +58,11 @@ class GrowingStore:
         """The store so far, None where nothing is begun, and whether that is all of it."""
         if has_manifest(self.place):
             return read_manifest(self.place), True
-        note, folder = Path(self.place) / PLAN, Path(self.place)
-        if not note.is_file():
+        folder, plan = Path(self.place), read_plan(self.place)
+        if plan is None:
             return None, False
         while (receipt := receipt_of(folder, len(self.receipts))).is_file():
             self.receipts.append(json.loads(receipt.read_text(encoding="utf-8")))
-        plan = json.loads(note.read_text(encoding="utf-8"))
         return collect(self.receipts, plan, self.tokenizer), False
 
     def wait(self, shards: int) -> tuple[Manifest, bool]:
@@ -82,6 +79,8 @@ class GrowingStore:
             there = 0 if manifest is None else sum(1 for s in manifest.train if s.tokens)
             if manifest is not None and (whole or there >= shards):
                 return manifest, whole
+            if self.preparation is not None:
+                self.preparation.check()
             now = time.monotonic()
             if alive or there > made:
                 since, made = now, there
@@ -175,64 +174,3 @@ class GrowingRows(Rows):
         usable = there if whole else there // self.window * self.window
         rows = *known, *(self._rows_in(shard) for shard in range(len(known), usable))
         self.order = replace(self.order, rows_per_shard=rows, _epochs={}, _tables={})
-
-
-def check_growing(data: CorpusDataModule) -> None:
-    """What cannot be followed while it grows.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if data.mixture is not None:
-        raise UserError(
-            "data.growing follows one store: leave data.mixture and data.replay out, or wait for "
-            "`prepare`"
-        )
-    if data.layout == "sentence_pairs":
-        raise UserError(
-            "data.growing: layout sentence_pairs draws from the whole store: wait for `prepare`"
-        )
-    if is_url(data.store):
-        raise UserError(
-            f"data.growing follows a directory, data.store '{data.store}' is a URL: copy a "
-            "finished store there"
-        )
-
-
-def begin(data: CorpusDataModule) -> None:
-    """Start the preparation of `data.files`, if nobody is at it, and wait for the first window."""
-    store = Path(data.store)
-    if data.files and not has_manifest(data.store) and not is_being_prepared(data.store):
-        store.mkdir(parents=True, exist_ok=True)
-        data.tokenizer.save(store)
-        with open(store / LOG, "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "ptft_lightning", *_command(data)],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # goes on when the training ends
-                preexec_fn=lambda: os.nice(10),
-            )
-        say(f"preparing '{store}' beside the training: process {process.pid}, see {store / LOG}")
-        while process.poll() is None and not is_being_prepared(data.store):
-            time.sleep(POLL_S / 10)
-        if process.returncode:
-            said = (store / LOG).read_text(encoding="utf-8").splitlines()
-            raise UserError(f"'{store}' cannot be prepared: {said[-1].removeprefix('error: ')}")
-    _ = data.growing_store.first
-
-
-def _command(data: CorpusDataModule) -> list[str]:
-    options = {
-        "files": data.files,
-        "tokenizer": data.store,
-        "output": data.store,
-        "column": data.column,
-        "validation_share": data.validation_share,
-        "encoding": data.encoding,
-        "on_bad_document": data.on_bad_document,
-        "max_bad_share": data.max_bad_share,
-        "word_starts": data.word_starts,
-    }
-    words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in options.items()}
-    return ["prepare", *(word for k, v in words.items() for word in (f"--{k}", v))]

@@ -24,7 +24,7 @@ def provide(data: CorpusDataModule) -> None:
         if data.files:
             check_plan(data)
     elif data.growing:
-        from ptft_lightning.data.growing import begin
+        from ptft_lightning.data.preparation import begin
 
         begin(data)
     else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,15 @@ def list_units(plan: Plan) -> list[Unit]:
     units = [unit for parts in cut for unit in parts]
     order = keyed_permutation(np.arange(len(units)), len(units), (plan.seed,))
     return [units[i] for i in order]
+
+
+def read_plan(store: str) -> dict[str, Any] | None:
+    """That of a token store that was begun."""
+    note = Path(store) / PLAN
+    if not note.is_file():
+        return None
+    found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    return found
 
 
 def check_share(validation_share: float) -> None:

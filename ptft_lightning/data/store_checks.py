@@ -8,6 +8,7 @@ from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.plan import shown_change
 from ptft_lightning.data.sources import HUB
 from ptft_lightning.data.streams import stored_size
+from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,13 +30,22 @@ def check_settings(data: CorpusDataModule) -> None:
     if data.window < 1:
         raise UserError(f"data.window is {data.window}: rows are mixed among 1 shard or more")
     if data.growing:
-        from ptft_lightning.data.growing import check_growing
+        from ptft_lightning.data.preparation import check_growing
 
         check_growing(data)
 
 
 def check_plan(data: CorpusDataModule) -> None:
     """A finished store must be of these files, as they are now.
+
+    Raises:
+        UserError: naming what changed.
+    """
+    compare_plan(data, read_manifest(data.store).plan)
+
+
+def compare_plan(data: CorpusDataModule, plan: dict[str, Any]) -> None:
+    """The same of a plan.
 
     Raises:
         UserError: naming what changed.
@@ -47,12 +57,26 @@ def check_plan(data: CorpusDataModule) -> None:
         "held_out": data.validation_share,
         "stored": [0 if f.startswith(HUB) else stored_size(f) for f in data.files],
     }
-    made = {"encoding": "utf-8"} | read_manifest(data.store).plan
+    made = {"encoding": "utf-8"} | plan
     changed = [shown_change(k, made.get(k), v) for k, v in asked.items() if made.get(k) != v]
     if changed:
         raise UserError(
             f"the token store '{data.store}' was made from something else "
             f"({', '.join(changed)}): give another data.store, or leave data.files out"
+        )
+
+
+def compare_tokenizer(store: str, fingerprint: str, tokenizer: Tokenizer) -> None:
+    """A store must hold this tokenizer's ids.
+
+    Raises:
+        UserError: with both fingerprints.
+    """
+    if fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"token store '{store}' was made with another tokenizer (fingerprint "
+            f"{fingerprint}, yours is {tokenizer.fingerprint}): prepare the text again into "
+            "another directory"
         )
 
 
@@ -69,7 +93,7 @@ def check_stores(data: CorpusDataModule) -> None:
 
 
 def _check_store(data: CorpusDataModule, store: str, word_starts: bool, sentences: bool) -> None:
-    manifest, tokenizer = data.manifest_of(store), data.tokenizer
+    manifest = data.manifest_of(store)
     if sentences and "sentences" not in manifest.arrays:
         raise UserError(
             f"token store '{store}' was made without sentence starts: prepare it again into "
@@ -80,9 +104,4 @@ def _check_store(data: CorpusDataModule, store: str, word_starts: bool, sentence
             f"token store '{store}' was made without word starts: prepare it again into "
             "another directory, or leave data.word_starts out"
         )
-    if manifest.tokenizer != tokenizer.fingerprint:
-        raise UserError(
-            f"token store '{store}' was made with another tokenizer (fingerprint "
-            f"{manifest.tokenizer}, yours is {tokenizer.fingerprint}): prepare the text again into "
-            "another directory"
-        )
+    compare_tokenizer(store, manifest.tokenizer, data.tokenizer)

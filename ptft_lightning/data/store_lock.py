@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,15 @@ def preparing(store: Path) -> Iterator[None]:
     Raises:
         UserError: another process is at it.
     """
-    with open(store / PLAN, "r+b") as note:
+    note = store / PLAN
+    with contextlib.ExitStack() as opened:
         for left in reversed(range(TRIES)):
+            # Afresh: another process may just have put its own plan in place of the first.
+            stream = opened.enter_context(open(note, "r+b" if os.access(note, os.W_OK) else "rb"))
             try:
-                fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(stream.fileno()), os.stat(note)):
+                    break
             except BlockingIOError as error:
                 if not left:
                     raise UserError(

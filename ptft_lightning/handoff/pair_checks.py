@@ -9,8 +9,9 @@ from ptft_lightning.data.manifest import has_manifest, read_manifest
 from ptft_lightning.objectives.base import Objective
 
 
-def pair_problems(objective: Objective, data: CorpusDataModule, types: int) -> Iterator[str]:
-    """What stands in the way, each with its fix; `types` are the backbone's token types."""
+def pair_problems(objective: Objective, data: CorpusDataModule, types: int | None) -> Iterator[str]:
+    """What stands in the way, each with its fix; `types` are the backbone's token types,
+    None where it knows none."""
     layout, paired = f"data.layout is '{data.layout}'", data.layout == "sentence_pairs"
     if objective.pairs is None:
         if paired:
@@ -29,7 +30,12 @@ def pair_problems(objective: Objective, data: CorpusDataModule, types: int) -> I
             f"data.layout sentence_pairs needs sentence starts, and the token store '{data.store}' "
             "has none: prepare the text with --sentences true into another one"
         )
-    if types < 2:
+    if types is None:
+        yield (
+            f"objective '{objective.name}' tells A from B by token types, which this kind of "
+            "backbone does not read: take a Transformer"
+        )
+    elif types < 2:
         yield (
             f"objective '{objective.name}' tells A from B by token types, the backbone has "
             f"{types}: set model.backbone.token_types 2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import tokenizers
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
 from ptft_lightning.handoff.bundle import Bundle
-from ptft_lightning.interop.compare import random_rows
+from ptft_lightning.interop.compare import SAMPLES, random_rows
 from ptft_lightning.interop.families import build_parts
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
@@ -25,14 +27,13 @@ from ptft_lightning.tasks.base import Task
 from ptft_lightning.tasks.classification import Classification
 from ptft_lightning.tasks.multilabel import MultiLabel
 from ptft_lightning.tasks.pooling import PooledHead
-from ptft_lightning.tasks.regression import Regression
 
 GRAPH = "model.onnx"
 LARGE = 15 * 10**8  # bytes that fit in one file of that format; more lie beside it
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit
 SENTENCE_PAIRS = (NextSentence.name, SentenceOrder.name)
-TASKS: dict[str, type[Task]] = {t.name: t for t in (Classification, MultiLabel, Regression)}
+TASKS: dict[str, type[Task]] = {t.name: t for t in (Classification, MultiLabel)}
 
 
 class Graph(nn.Module):
@@ -75,6 +76,7 @@ def write_onnx(bundle: Bundle, folder: Path) -> str:
     folder.mkdir(parents=True)
     _trace(graph, bundle, folder / GRAPH)
     bundle.tokenizer.save(folder)
+    _compare_tokens(bundle, folder / "tokenizer.json")
     write_atomically(folder / "config.json", _json(bundle).encode())
     worst = _compare(graph, bundle, folder / GRAPH)
     return f"{GRAPH}, as onnxruntime computes it (largest difference of logits {worst:.2g})"
@@ -108,6 +110,18 @@ def build_graph(bundle: Bundle) -> Graph:
     return Graph(backbone, dict(parts).get("head")).eval().requires_grad_(False)
 
 
+def _compare_tokens(bundle: Bundle, file: Path) -> None:
+    """The file alone, as others read it, must give the bundle's tokens."""
+    alone = tokenizers.Tokenizer.from_file(str(file))
+    ours = bundle.tokenizer.encode([*SAMPLES])
+    for text, ids in zip(SAMPLES, ours, strict=True):
+        if alone.encode(text, add_special_tokens=False).ids != ids:
+            raise UserError(
+                f"'{bundle.path}' normalises text before its tokenizer reads it, which those who "
+                f"read the graph's tokenizer.json alone do not: '{text}'"
+            )
+
+
 def _inputs(rows: list[list[int]], bundle: Bundle) -> dict[str, Tensor]:
     """Rows of ids, padded on the right, as the graph takes them."""
     lengths = np.array([len(row) for row in rows])
@@ -127,9 +141,10 @@ def _trace(graph: Graph, bundle: Bundle, file: Path) -> None:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    with warnings.catch_warnings():  # the exporter talks of itself
+    logger.setLevel(logging.ERROR)  # the exporter talks of itself
+    with contextlib.ExitStack() as after, warnings.catch_warnings():
+        after.callback(logger.setLevel, level)
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
         torch.onnx.export(
             graph,
             tuple(given.values()),
@@ -141,7 +156,6 @@ def _trace(graph: Graph, bundle: Bundle, file: Path) -> None:
             external_data=sum(map(_bytes, graph.parameters())) > LARGE,
             verbose=False,
         )
-        logger.setLevel(level)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -35,6 +35,11 @@ def load_pretrained(
     """
     place, bundle = _device(device), plain(open_model(init_from))
     head = bundle.config["head"]
+    if bundle.config["phase"] == "pretrain" and head["name"] not in (None, *OBJECTIVES):
+        raise UserError(
+            f"the bundle '{bundle.path}' learnt '{head['name']}', which predicts no tokens one "
+            f"after another or at masks: give one of {' or '.join(OBJECTIVES)}"
+        )
     if bundle.config["phase"] != "pretrain" or head["name"] not in OBJECTIVES:
         raise UserError(
             f"init_from '{bundle.path}' is a {bundle.config['phase']} bundle ('{head['name']}'): "

@@ -80,7 +80,7 @@ class PretrainModule(PhaseModule):
         check.word_starts(self.objective.whole_words, cast(CorpusDataModule, data))
         from ptft_lightning.handoff.pair_checks import pair_problems  # a leaf
 
-        types = shape["config"].get("token_types", 0)
+        types = shape["config"].get("token_types")
         check.problems += pair_problems(self.objective, cast(CorpusDataModule, data), types)
         causal = shape["config"]["causal"]
         given = self.bundle is not None

@@ -99,10 +99,7 @@ class Samples(Callback):
         quick = cast(Any, trainer).fast_dev_run
         if not fitting or quick or not self.count or not isinstance(module, PretrainModule):
             return False
-        # Neither continued nor filled: it has a direction too many, and no masks.
-        if module.objective.name == "bidirectional":
-            return False
-        return module.objective.token_term is not None
+        return module.objective.shows_samples
 
     def _lines(self, module: PretrainModule) -> list[dict[str, str]]:
         from ptft_lightning.generation.samples import continued, filled

@@ -41,12 +41,21 @@ class Objective:
         """The term that predicts tokens, whose exponential is a perplexity; None: none does."""
         return self.name
 
+    @property
+    def shows_samples(self) -> bool:
+        """Whether a text can be continued, or masks filled, to be looked at."""
+        return self.token_term is not None
+
     def config(self) -> dict[str, Any]:
         """Plain values that rebuild the objective, for the bundle."""
         raise NotImplementedError
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer the objective cannot work with."""
+
+    def slots(self, length: int) -> int:
+        """At how many places of a row of `length` tokens are predicted, at most."""
+        return length
 
     def problems(self, shape: dict[str, Any]) -> list[str]:
         """Why it cannot learn with a backbone of this shape, as in a bundle's config."""

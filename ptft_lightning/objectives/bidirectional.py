@@ -44,6 +44,7 @@ class BidirectionalLM(Objective):
     causal = False
     per_byte = True
     token_term = "forward"
+    shows_samples = False  # it has a direction too many to continue a text, and no masks
 
     def __init__(self, loss_mean: LossMean = "target") -> None:
         self.loss_mean = loss_mean

@@ -40,6 +40,15 @@ class CausalLM(Objective):
         """How losses are averaged."""
         return {"loss_mean": self.loss_mean}
 
+    def problems(self, shape: dict[str, Any]) -> list[str]:
+        """A prefix is not learnt here."""
+        if not shape["config"].get("prefix_lm"):
+            return []
+        return [
+            f"objective '{self.name}' has no prefix to read in both directions: set "
+            "model.backbone.prefix_lm false, or take SpanCorruption"
+        ]
+
     def make(
         self,
         tokens: Ids,

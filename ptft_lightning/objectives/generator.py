@@ -37,6 +37,9 @@ def generator_config(backbone: TransformerConfig, width: float, depth: float) ->
     )
 
 
+BITS = 2.0**53
+
+
 class Generator(Transformer):
     """A Transformer that reads the backbone's embeddings: of tokens, positions and types.
 
@@ -57,17 +60,18 @@ class Generator(Transformer):
         return out
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """(N, V) logits, (N,) numbers in [0, 1) -> (N,) tokens: where p's cumulative sums pass them."""
+def draw(logits: Tensor, drawn: Tensor) -> Tensor:
+    """(N, V) logits, (N,) numbers u of 53 bits -> (N,) tokens: where p's cumulative sums pass
+    u / 2^53."""
     exact = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple's has no other
     sums = logits.to(exact).softmax(-1).cumsum(-1)
     # Of all that there is rather than of 1: rounding never leaves a number above the last sum.
-    wanted = uniform.to(exact)[:, None] * sums[:, -1:]
+    wanted = (drawn.to(exact) / BITS)[:, None] * sums[:, -1:]
     return torch.searchsorted(sums, wanted, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
 def predict_and_draw(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, uniform: Tensor
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, drawn: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `projected_cross_entropy` of (N, dim) hidden states, and a token drawn for each.
 
@@ -76,21 +80,21 @@ def predict_and_draw(
     """
     rows = max(1, CHUNK_ELEMENTS // 2 // weight.shape[0])  # drawing is in double precision
     if len(hidden) <= rows:
-        return _predict_and_draw(hidden, weight, bias, labels, uniform)
-    pieces = (torch.split(x, rows) for x in (hidden, labels, uniform))
+        return _predict_and_draw(hidden, weight, bias, labels, drawn)
+    pieces = (torch.split(x, rows) for x in (hidden, labels, drawn))
     parts = [
         checkpoint(_predict_and_draw, h, weight, bias, y, u, use_reentrant=False)
         for h, y, u in zip(*pieces, strict=True)
     ]
-    losses, right, drawn = zip(*parts, strict=True)
-    return torch.cat(losses), torch.stack(right).sum(), torch.cat(drawn)
+    losses, right, tokens = zip(*parts, strict=True)
+    return torch.cat(losses), torch.stack(right).sum(), torch.cat(tokens)
 
 
 def _predict_and_draw(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, uniform: Tensor
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, drawn: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits = F.linear(hidden, weight, bias).float()
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     with torch.no_grad():
         right = ((logits.argmax(-1) == labels) & (labels != IGNORE)).sum()
-        return losses, right, draw(logits, uniform)
+        return losses, right, draw(logits, drawn)

@@ -63,6 +63,10 @@ class MaskedLM(Objective):
             "loss_mean": self.loss_mean,
         }
 
+    def slots(self, length: int) -> int:
+        """K; see the class."""
+        return max(1, round(self.rate * length))
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer without a mask token."""
         if tokenizer.mask is None:

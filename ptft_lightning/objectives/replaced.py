@@ -101,6 +101,10 @@ class ReplacedTokens(Objective):
             "loss_mean": self.loss_mean,
         }
 
+    def slots(self, length: int) -> int:
+        """The generator's."""
+        return self.masked.slots(length)
+
     def check(self, tokenizer: Tokenizer) -> None:
         """See `MaskedLM`."""
         self.masked.check(tokenizer)
@@ -123,16 +127,17 @@ class ReplacedTokens(Objective):
         tokenizer: Tokenizer,
         words: Ids | None = None,
     ) -> tuple[Ids, dict[str, Ids]]:
-        """What the generator reads; targets are `slots`, `labels` and `uniform` in [0, 1), (B, K)
-        each."""
+        """What the generator reads; targets are `slots`, `labels` and `drawn`, (B, K) each; the
+        last of 53 random bits, as integers: a loader's floats may be rounded to the model's
+        precision.
+        """
         _, targets = self.masked.make(tokens, documents, samples, seed, tokenizer, words)
         slots, labels = targets["slots"], targets["labels"]
         shown, at = tokens[:, :-1].copy(), np.arange(len(tokens))[:, None]
         assert tokenizer.mask is not None, "check() comes before make()"
         shown[at, slots] = np.where(labels != IGNORE, tokenizer.mask, shown[at, slots])
         drawn = random_words(seed, "replaced", samples, slots.shape[1])
-        uniform: Any = (drawn >> np.uint64(11)) / 2**53
-        return shown, targets | {"uniform": uniform}
+        return shown, targets | {"drawn": (drawn >> np.uint64(11)).astype(np.int64)}
 
     def uniform_loss(self, vocab_size: int) -> float:
         """One token of the vocabulary and one of two: ln V + weight ln 2."""
@@ -203,7 +208,7 @@ class ReplacedHead(PretrainHead):
             states,
             *self.projection.matrices(shared.embedding.weight),
             labels.flatten(),
-            batch.targets["uniform"].flatten(),
+            batch.targets["drawn"].flatten(),
         )
         used, drawn = labels != IGNORE, drawn.view_as(labels)
         before = batch.tokens.gather(1, slots)

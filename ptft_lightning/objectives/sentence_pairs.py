@@ -59,6 +59,10 @@ class _SentencePairs(Objective):
             "loss_mean": self.loss_mean,
         }
 
+    def slots(self, length: int) -> int:
+        """Those of masked LM."""
+        return 0 if self.masked is None else self.masked.slots(length)
+
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer without a mask token, or one that cannot frame pairs."""
         check_frame(tokenizer)

@@ -39,8 +39,9 @@ class SpanCorruption(Objective):
     document ends the target, where the row holds it. With `backbone.prefix_lm` the tokens of a
     prefix see each other in both directions, else those before them.
 
-    A row of T places is made of the longest text of L tokens with L + 2 S <= T,
-    S = max(1, round(L * rate / mean_length)) spans a row: each adds its sentinel twice. At most 2
+    A row of T places is made of the longest text of L tokens with L + 2 S <= T, where
+    N = max(1, round(L * rate)) tokens are cut out in S = max(1, round(N / mean_length)) spans (as
+    in T5): each adds its sentinel twice. At most 2
     places a row stay unused, and where 2 S does not fit the last step, rows have fewer places than
     T. Documents of a row are corrupted each on its own, sentinels counted anew; they share the
     row's S by their lengths, so that a short one may keep its text whole (and have no target).
@@ -74,9 +75,18 @@ class SpanCorruption(Objective):
             "loss_mean": self.loss_mean,
         }
 
+    def noise(self, tokens: int) -> int:
+        """How many tokens a text of so many loses."""
+        return max(1, round(tokens * self.rate))
+
     def spans(self, tokens: int) -> int:
-        """How many a text of so many tokens loses."""
-        return max(1, round(tokens * self.rate / self.mean_length))
+        """In how many spans."""
+        return max(1, round(self.noise(tokens) / self.mean_length))
+
+    def places(self, text: int) -> int:
+        """K: tokens cut out of a row, and for each span its sentinel and perhaps what ends its
+        document."""
+        return self.noise(text) + 2 * self.spans(text)
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer without sentinels."""
@@ -86,6 +96,20 @@ class SpanCorruption(Objective):
                 f"{SENTINEL.format(0)}: train one with `ptft_lightning tokenizer --sentinels 100`"
             )
 
+    def problems(self, shape: dict[str, Any]) -> list[str]:
+        """Token types would tell the prefix from the rest, here alone."""
+        config = shape["config"]
+        if config.get("token_types", 0) < 2 or config.get("prefix_lm"):
+            return []
+        return [
+            f"objective '{self.name}' needs model.backbone.token_types 0 or prefix_lm true: "
+            "nothing but a prefix-LM reads a prompt of another type than its answer"
+        ]
+
+    def slots(self, length: int) -> int:
+        """See `Objective`."""
+        return self.places(next(n for n in range(length, 0, -1) if n + 2 * self.spans(n) <= length))
+
     def text_length(self, length: int, tokenizer: Tokenizer) -> int:
         """The tokens of text of a row of `length` places (see the class).
 
@@ -94,7 +118,11 @@ class SpanCorruption(Objective):
         """
         text = next((n for n in range(length, 0, -1) if n + 2 * self.spans(n) <= length), 0)
         if text < 2:
-            raise UserError(f"data.length is {length}: span corruption needs 4 places or more")
+            raise UserError(
+                f"data.length is {length}: too short for a text with the sentinels of "
+                f"objective.rate {self.rate} and mean_length {self.mean_length:g}: raise it, or "
+                "mean_length"
+            )
         wanted = self.spans(text)
         if (found := len(sentinels(tokenizer, wanted))) < wanted:
             raise UserError(
@@ -116,12 +144,12 @@ class SpanCorruption(Objective):
         """(B, L + 1) text -> (B, L + 2 S) tokens.
 
         Targets are `slots` (B, K), the places before those to be predicted, and `labels` (B, K),
-        K = S * mean_length + 2 S; also `documents` and `segments` of the rows made.
+        K = N + 2 S; also `documents` and `segments` of the rows made.
         """
         text, documents = tokens[:, :-1], documents[:, :-1]
         rows, length = text.shape
         most = self.spans(length)
-        width, places = length + 2 * most, int(most * self.mean_length) + 2 * most
+        width, places = length + 2 * most, self.places(length)
         drawn = random_words(seed, TERM, samples, 2 * length + 1)
         marks = sentinels(tokenizer, most)
         out = Row(*(np.zeros((rows, width), np.int64) for _ in range(3)))
@@ -160,16 +188,19 @@ class SpanCorruption(Objective):
             return
         # Systematic sampling: by their lengths, and always as many spans in all.
         offset = float(drawn[-1] >> np.uint64(32)) / 2**32
-        shares = sizes.cumsum() / sizes.sum() * self.spans(int(sizes.sum()))
+        total = int(sizes.sum())
+        noise, most = self.noise(total), self.spans(total)
+        shares = sizes.cumsum() / total * most
         counts = np.diff(np.floor(shares + offset).astype(np.int64), prepend=0)
+        losses = np.diff(noise * counts.cumsum() // most, prepend=0)
         half = len(text)
-        for (a, b), own, size, count in zip(
-            pairs, inner, sizes.tolist(), counts.tolist(), strict=True
+        for (a, b), own, size, count, loss in zip(
+            pairs, inner, sizes.tolist(), counts.tolist(), losses.tolist(), strict=True
         ):
             number = min(count, size // 2)
-            noise = min(int(number * self.mean_length), size - number)
+            lost = min(loss, size - number)
             keys = drawn[a:b], drawn[half + a : half + b]
-            yield a, b, own, choose_spans(size, number, noise, *keys)
+            yield a, b, own, choose_spans(size, number, lost, *keys)
 
     def uniform_loss(self, vocab_size: int) -> float:
         """One token of the vocabulary: ln V."""

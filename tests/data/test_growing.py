@@ -77,7 +77,8 @@ def test_places_are_those_of_the_finished_store(layout, finished, bpe, tmp_path)
     store = begun(finished, tmp_path / "store", filled[WINDOW - 1])
     rows = GrowingStore(str(store), bpe, WINDOW).rows(layout, LENGTH, 7)
     seen = []
-    for known in range(filled[WINDOW - 1], count + 1):
+    stages = [*range(filled[WINDOW - 1], count, 7), count]
+    for known, after in zip(stages, [*stages[1:], count], strict=True):
         if known == count:
             place(finished / "manifest.json", store)
         rows._take(*rows.growing.read())
@@ -86,8 +87,8 @@ def test_places_are_those_of_the_finished_store(layout, finished, bpe, tmp_path)
         assert rows.shards_of(numbers).tolist() == reference.shards_of(numbers).tolist()
         for mine, theirs in zip(rows.read(numbers), reference.read(numbers), strict=True):
             assert np.array_equal(mine, theirs)
-        if known < count:
-            copy_shard(finished, store, known)
+        for number in range(known, after):
+            copy_shard(finished, store, number)
     assert len(set(seen)) > 4  # it grew by windows
     assert len(rows) == len(reference)
     beyond = np.arange(len(reference), 2 * len(reference))  # the next epoch, in another order

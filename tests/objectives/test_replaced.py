@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 from torch import Tensor, nn
 
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
@@ -61,8 +62,8 @@ def batch_of(lengths: list[list[int]], rate: float = 0.3, seed: int = 0) -> Batc
     used[:, -1] = False
     labels = np.where(used, tokens[at, slots], IGNORE)
     tokens[at, slots] = np.where(used, 1, tokens[at, slots])
-    uniform = rng.random(slots.shape)
-    targets = {"slots": slots, "labels": labels, "uniform": uniform}
+    drawn = rng.integers(0, 2**53, slots.shape)
+    targets = {"slots": slots, "labels": labels, "drawn": drawn}
     return build_batch(tokens, documents, np.arange(rows), targets, rows)
 
 
@@ -103,17 +104,17 @@ def test_the_numbers_of_a_sample_are_its_own(bpe):
     numbers = np.array([7, 2**40, 3, 9, 11, 12])
     _, whole = ReplacedTokens().make(tokens, documents, numbers, 3, bpe)
     _, part = ReplacedTokens().make(tokens[1:3], documents[1:3], numbers[1:3], 3, bpe)
-    np.testing.assert_array_equal(part["uniform"], whole["uniform"][1:3])
-    assert whole["uniform"].shape == whole["slots"].shape
-    assert len(np.unique(whole["uniform"])) == whole["uniform"].size
+    np.testing.assert_array_equal(part["drawn"], whole["drawn"][1:3])
+    assert whole["drawn"].shape == whole["slots"].shape
+    assert len(np.unique(whole["drawn"])) == whole["drawn"].size
     _, other = ReplacedTokens().make(tokens, documents, numbers, 4, bpe)
-    assert not (other["uniform"] == whole["uniform"]).any()
+    assert not (other["drawn"] == whole["drawn"]).any()
 
 
 def test_the_numbers_are_uniform(bpe):
     tokens = np.zeros((400, 65), np.int64)
     _, targets = ReplacedTokens(0.5).make(tokens, tokens + 1, np.arange(400), 0, bpe)
-    values = np.sort(targets["uniform"].flatten())
+    values = np.sort(targets["drawn"].flatten() / 2**53)
     assert values[0] >= 0
     assert values[-1] < 1
     # Kolmogorov-Smirnov: 1.95 / sqrt(n) is passed once in a thousand.
@@ -128,16 +129,25 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     """An even grid of numbers gives each token its probability, up to one grid point."""
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)) * 3
     n = 100_000
-    uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    counts = torch.bincount(draw(logits.expand(n, -1), uniform), minlength=50)
+    drawn = ((torch.arange(n, dtype=torch.float64) + 0.5) / n * 2**53).long()
+    counts = torch.bincount(draw(logits.expand(n, -1), drawn), minlength=50)
     wanted = n * logits[0].double().softmax(-1)
     assert (counts - wanted).abs().max() <= 1
 
 
 def test_what_is_impossible_is_never_drawn():
     logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0, -torch.inf]]).expand(3, -1)
-    uniform = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert draw(logits, uniform).tolist() == [1, 3, 3]
+    assert draw(logits, torch.tensor([0, 2**52, 2**53 - 1])).tolist() == [1, 3, 3]
+
+
+def test_a_module_in_bfloat16_draws_from_the_same_numbers(bpe):
+    """Lightning rounds every float of a batch to such a module's precision."""
+    tokens, documents = rows_of(bpe)
+    _, targets = ReplacedTokens().make(tokens, documents, np.arange(len(tokens)), 3, bpe)
+    batch = build_batch(tokens, documents, np.arange(len(tokens)), targets, len(tokens))
+    rounded = HalfPrecision("bf16-true").convert_input(batch)
+    assert torch.equal(rounded.targets["drawn"], batch.targets["drawn"])
+    assert rounded.targets["drawn"].unique().numel() == batch.targets["drawn"].numel()
 
 
 def test_in_chunks_it_is_the_same(monkeypatch):
@@ -146,7 +156,13 @@ def test_in_chunks_it_is_the_same(monkeypatch):
     weight = torch.randn(VOCABULARY, DIM, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, VOCABULARY, (37,), generator=generator)
     labels[::5] = IGNORE
-    given = [hidden, weight.requires_grad_(), None, labels, torch.rand(37, generator=generator)]
+    given = [
+        hidden,
+        weight.requires_grad_(),
+        None,
+        labels,
+        torch.randint(0, 2**53, (37,), generator=generator),
+    ]
     whole = drawing.predict_and_draw(*given)
     (wanted,) = torch.autograd.grad(whole[0].sum(), weight)
     monkeypatch.setattr(drawing, "CHUNK_ELEMENTS", VOCABULARY * 20)  # ten rows at once
@@ -249,7 +265,7 @@ def test_losses_and_gradients_are_those_of_hugging_face(width):
     sums = guess.logits.detach().softmax(-1).cumsum(-1).numpy()
     tokens = batch.tokens.clone()
     for row, column in np.argwhere((own != IGNORE).numpy()):
-        place, u = int(slots[row, column]), float(batch.targets["uniform"][row, column])
+        place, u = int(slots[row, column]), float(batch.targets["drawn"][row, column]) / 2**53
         tokens[row, place] = int(np.searchsorted(sums[row, place], u, side="right"))
     original = torch.where(labels == IGNORE, batch.tokens, labels)
     truth = (tokens != original).long()
@@ -317,7 +333,7 @@ def test_packed_documents_are_read_as_if_each_had_its_own_row(shape):
             targets = {
                 "slots": (packed.targets["slots"][row][here] - start).numpy()[None],
                 "labels": packed.targets["labels"][row][here].numpy()[None],
-                "uniform": packed.targets["uniform"][row][here].numpy()[None],
+                "drawn": packed.targets["drawn"][row][here].numpy()[None],
             }
             tokens = packed.tokens[row, start:stop].numpy()[None]
             ones = np.ones((1, stop - start), np.int64)

@@ -120,7 +120,9 @@ def test_prefix_and_target_give_back_every_token(tokenizer, sizes, seed, setting
     [
         ((0.15, 3.0), [TEXT], 3, 9),
         ((0.15, 3.0), [30, 28], 3, 9),
-        ((0.3, 3.0), [20, 20, 18], 6, 18),
+        ((0.3, 3.0), [20, 20, 18], 6, 17),
+        ((0.15, 8.0), [TEXT], 1, 9),
+        ((0.15, 1000.0), [TEXT], 1, 9),
         ((0.2, 1.0), [TEXT], 12, 12),
     ],
 )
@@ -133,6 +135,7 @@ def test_a_full_row_loses_what_it_should(tokenizer, settings, sizes, spans, nois
     hidden = (targets["labels"] != IGNORE).sum(1) - spans
     assert (hidden == noise).all()
     assert (targets["documents"] > 0).all()  # no place is wasted
+    assert targets["slots"].shape[1] == noise + 2 * spans
 
 
 def test_documents_share_the_spans_of_a_row_by_their_lengths(tokenizer):
@@ -215,9 +218,9 @@ def test_too_few_sentinels(tokenizer, bpe):
     with pytest.raises(UserError, match=r"no special token <extra_id_0>.*--sentinels 100"):
         SpanCorruption().check(bpe)
     SpanCorruption().check(tokenizer)
-    with pytest.raises(UserError, match="have 46 spans, and the tokenizer has 40 sentinels"):
+    with pytest.raises(UserError, match="have 47 spans, and the tokenizer has 40 sentinels"):
         SpanCorruption().text_length(1024, tokenizer)
-    with pytest.raises(UserError, match=r"data\.length is 3: span corruption needs 4"):
+    with pytest.raises(UserError, match=r"data\.length is 3: too short .* objective\.rate 0\.15"):
         SpanCorruption().text_length(3, tokenizer)
 
 
