@@ -15,7 +15,8 @@ class Full(Tuning):
 
     Args:
         layer_decay: What the learning rate is multiplied with from each layer to the one below, the
-            head's being 1 and the embeddings' the lowest (Howard & Ruder 2018; Clark et al. 2020).
+            head's being 1, that of embeddings and of what all layers share the lowest (Howard &
+            Ruder 2018; Clark et al. 2020).
     """
 
     name = "full"

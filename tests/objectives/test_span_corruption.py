@@ -22,6 +22,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.tokenizer_training import train_tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.nets import PretrainNet
+from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.span_corruption import SpanCorruption, choose_spans, sentinels
 from ptft_lightning.terms import IGNORE
 
@@ -339,3 +340,26 @@ def test_read_whole_a_prefix_lm_is_an_encoder(tokenizer):
 def test_a_prefix_lm_is_causal():
     with pytest.raises(UserError, match=r"backbone\.prefix_lm needs backbone\.causal true"):
         TransformerConfig(prefix_lm=True)
+
+
+def test_shapes_it_cannot_learn():
+    """A prompt is read as it was learnt, or not at all."""
+    shapes = [{"token_types": n, "prefix_lm": p} for n in (0, 2) for p in (False, True)]
+    found = [bool(SpanCorruption().problems({"config": shape})) for shape in shapes]
+    assert found == [False, False, True, False]
+    assert [
+        "take SpanCorruption" in "".join(CausalLM().problems({"config": s})) for s in shapes
+    ] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("length", [32, 48, 128])
+def test_how_many_places_are_predicted_is_known_beforehand(tokenizer, length):
+    text = SpanCorruption().text_length(length, tokenizer)
+    tokens = np.full((2, text + 1), tokenizer.ordinary[0])
+    _, made = SpanCorruption().make(tokens, np.ones_like(tokens), np.arange(2), 0, tokenizer)
+    assert made["slots"].shape[1] == SpanCorruption().slots(length)
