@@ -347,14 +347,8 @@ def test_shapes_it_cannot_learn():
     shapes = [{"token_types": n, "prefix_lm": p} for n in (0, 2) for p in (False, True)]
     found = [bool(SpanCorruption().problems({"config": shape})) for shape in shapes]
     assert found == [False, False, True, False]
-    assert [
-        "take SpanCorruption" in "".join(CausalLM().problems({"config": s})) for s in shapes
-    ] == [
-        False,
-        True,
-        False,
-        True,
-    ]
+    found = [bool(CausalLM().problems({"config": shape})) for shape in shapes]
+    assert found == [False, True, False, True]
 
 
 @pytest.mark.parametrize("length", [32, 48, 128])
