@@ -272,5 +272,5 @@ def test_a_command_that_cannot_use_it_says_so(
     assert run.code == 2
     (error,) = run.errors
     assert {"export": "only a transformer"}.get(
-        name, "a pretrain bundle ('bidirectional')"
+        name, "learnt 'bidirectional', which predicts no tokens"
     ) in error

@@ -136,7 +136,7 @@ def test_phase_two_takes_the_detector(undisturbed, tmp_path):
 def test_what_predicts_no_tokens_says_so(undisturbed, tmp_path):
     run = call(["score", "--init_from", str(undisturbed), "--text", "The river."])
     assert run.code == 2
-    assert "('replaced')" in run.err
+    assert "learnt 'replaced', which predicts no tokens" in run.err
     run = call(["export", "--init_from", str(undisturbed), "--output", str(tmp_path / "hf")])
     assert run.code == 2
     assert "the head is 'replaced'" in run.err
