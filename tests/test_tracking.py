@@ -235,7 +235,7 @@ def test_wandb_offline_by_default_one_run_across_ranks_and_resumes(store, bpe_pa
     (config, first), (_, second) = map(recorded, files)
     assert int(config["config"]["trainer"]["devices"]) == 2
     assert config["config"]["data"]["init_args"]["global_batch_size"] == 6
-    assert config["config"]["model"]["init_args"]["backbone"]["dropout"] == 0.1
+    assert config["config"]["model"]["init_args"]["backbone"]["init_args"]["dropout"] == 0.1
     policy = {k: v for k, v in config["config"]["checkpoint"].items() if v}
     assert policy == {"every_n_steps": 3, "keep": 2}
     logged = [[row["trainer/global_step"] for row in part] for part in (first, second)]
