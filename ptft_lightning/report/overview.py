@@ -136,7 +136,8 @@ def facts(run: Run) -> str:
 
 def _model(run: Run) -> Iterator[tuple[str, object]]:
     init = ("model", "init_args")
-    shape = run.bundle.get("backbone") or {"config": run.option(*init, "backbone") or {}}
+    given = run.option(*init, "backbone") or {}
+    shape = run.bundle.get("backbone") or {"config": given.get("init_args", given)}
     size = shape.get("config") or {}
     yield "backbone", shape.get("kind")
     yield "width x depth", f"{size['dim']} x {size['depth']}" if "depth" in size else None
