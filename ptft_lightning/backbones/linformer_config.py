@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ptft_lightning.backbones.config import BackboneConfig
+from ptft_lightning.backbones.likeness import like
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.errors import UserError
 
@@ -71,24 +72,7 @@ class LinformerConfig(BackboneConfig):
 
     def transformer(self) -> TransformerConfig:
         """The Transformer it is but for its attention."""
-        return TransformerConfig(
-            dim=self.dim,
-            depth=self.depth,
-            heads=self.heads,
-            hidden_dim=self.hidden_dim,
-            max_length=self.max_length,
-            norm=self.norm,
-            norm_first=self.norm_first,
-            norm_eps=self.norm_eps,
-            activation=self.activation,
-            positions="learned",
-            token_types=self.token_types,
-            embedding_norm=self.embedding_norm,
-            tie_embeddings=self.tie_embeddings,
-            bias=self.bias,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-        )
+        return like(self, positions="learned")
 
     def refusals(self) -> dict[str, str]:
         """See `BackboneConfig`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ptft_lightning.backbones.config import BackboneConfig
+from ptft_lightning.backbones.likeness import like
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.errors import UserError
 
@@ -92,25 +93,7 @@ class ReformerConfig(BackboneConfig):
 
     def transformer(self) -> TransformerConfig:
         """The Transformer it is but for its attention and its two streams."""
-        return TransformerConfig(
-            dim=self.dim,
-            depth=self.depth,
-            heads=self.heads,
-            hidden_dim=self.hidden_dim,
-            max_length=self.max_length,
-            causal=self.causal,
-            norm=self.norm,
-            norm_eps=self.norm_eps,
-            activation=self.activation,
-            positions=self.positions,
-            rope_theta=self.rope_theta,
-            token_types=self.token_types,
-            embedding_norm=self.embedding_norm,
-            tie_embeddings=self.tie_embeddings,
-            bias=self.bias,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-        )
+        return like(self)
 
     def refusals(self) -> dict[str, str]:
         """See `BackboneConfig`."""

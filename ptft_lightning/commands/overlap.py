@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.examples import Columns, Example, read_examples
-from ptft_lightning.data.growing import first_window
 from ptft_lightning.data.manifest import has_manifest, read_manifest
 from ptft_lightning.data.overlap import FLAGGED, SHORTEST, TOGETHER, Hit, N, Needles, record, scan
 from ptft_lightning.data.token_store import TokenStore
@@ -168,7 +167,7 @@ def _usable(path: str, known: tuple[str | None, int], tokenizer: Tokenizer) -> b
         why = f"cannot be read ({error})"
     if manifest is None:
         why = why or "is not here any more"
-    elif known[0] not in (manifest.fingerprint, first_window(manifest, known[1]).fingerprint):
+    elif known[0] not in (manifest.fingerprint, manifest.first_window(known[1]).fingerprint):
         why = "holds other text now"
     elif not reads(tokenizer, path):
         why = "was made with another tokenizer"

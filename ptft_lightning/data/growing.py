@@ -96,14 +96,7 @@ class GrowingStore:
     def first(self) -> Manifest:
         """The first window alone: the same whenever it is asked for. Waits for it."""
         manifest, _ = self.wait(self.window)
-        return first_window(manifest, self.window)
-
-
-def first_window(manifest: Manifest, window: int) -> Manifest:
-    """Of a store, the first `window` shards that hold training text, and those between."""
-    filled = [n for n, shard in enumerate(manifest.train, 1) if shard.tokens]
-    stop = filled[window - 1] if len(filled) >= window else len(manifest.train)
-    return replace(manifest, train=manifest.train[:stop], validation=manifest.validation[:stop])
+        return manifest.first_window(self.window)
 
 
 def _nobody(place: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,12 @@ class Manifest:
         """The kinds of files of each shard."""
         words = () if self.segmenter is None else ("words",)
         return ("tokens", "ends", *words, *(("sentences",) if self.plan.get("splitter") else ()))
+
+    def first_window(self, window: int) -> Manifest:
+        """The first `window` shards that hold training text, and those between, alone."""
+        filled = [n for n, shard in enumerate(self.train, 1) if shard.tokens]
+        stop = filled[window - 1] if len(filled) >= window else len(self.train)
+        return replace(self, train=self.train[:stop], validation=self.validation[:stop])
 
     @cached_property
     def fingerprint(self) -> str:

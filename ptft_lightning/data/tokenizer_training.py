@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from ptft_lightning.data.tokenizer import OWN, Tokenizer
 from ptft_lightning.errors import UserError
 
+SENTINEL = "<extra_id_{}>"  # T5's names
 Kind = Literal["bpe", "wordpiece", "unigram"]
 OWN_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ALWAYS = ["▁", *(chr(code) for code in range(33, 127))]  # pieces of every Unigram: ASCII
@@ -50,7 +51,7 @@ def train_tokenizer(
         raise UserError(f"--normalize: {error}") from error
     cut = steps.index("t2s") + 1 if "t2s" in steps else 0
     ours, theirs = steps[:cut], steps[cut:]  # NFKC after t2s or alone `tokenizers` does itself
-    specials = [*OWN_SPECIALS, *(f"<extra_id_{n}>" for n in range(sentinels))]
+    specials = [*OWN_SPECIALS, *(SENTINEL.format(n) for n in range(sentinels))]
     raw, trainer = _STARTS[kind](vocab_size, lowercase, specials)
     if theirs:
         own = [raw.normalizer] if raw.normalizer is not None else []

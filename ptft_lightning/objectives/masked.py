@@ -88,7 +88,7 @@ class MaskedLM(Objective):
         assert tokenizer.mask is not None, "check() comes before make()"
         tokens = tokens[:, :-1].copy()
         rows, length = tokens.shape
-        slots_per_row = max(1, round(self.rate * length))
+        slots_per_row = self.slots(length)
         eligible = (documents[:, :-1] > 0) & ~np.isin(tokens, tokenizer.specials)
         drawn = random_words(seed, "masked", samples, length + 2 * slots_per_row)
 

@@ -16,12 +16,12 @@ from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.packing import Ids, Index
 from ptft_lightning.data.sample_order import Numbers, Words, random_words
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.tokenizer_training import SENTINEL
 from ptft_lightning.errors import UserError
 from ptft_lightning.objectives.base import Objective, PretrainHead
 from ptft_lightning.objectives.causal import CausalHead
 from ptft_lightning.terms import IGNORE, LossMean, Output, projected_cross_entropy, token_term
 
-SENTINEL = "<extra_id_{}>"  # T5's names
 TERM = "span_corruption"
 
 
@@ -108,7 +108,11 @@ class SpanCorruption(Objective):
 
     def slots(self, length: int) -> int:
         """See `Objective`."""
-        return self.places(next(n for n in range(length, 0, -1) if n + 2 * self.spans(n) <= length))
+        return self.places(self._text(length))
+
+    def _text(self, length: int) -> int:
+        """The longest text that fits with its sentinels; 0 where none does."""
+        return next((n for n in range(length, 0, -1) if n + 2 * self.spans(n) <= length), 0)
 
     def text_length(self, length: int, tokenizer: Tokenizer) -> int:
         """The tokens of text of a row of `length` places (see the class).
@@ -116,7 +120,7 @@ class SpanCorruption(Objective):
         Raises:
             UserError: too few places or sentinels.
         """
-        text = next((n for n in range(length, 0, -1) if n + 2 * self.spans(n) <= length), 0)
+        text = self._text(length)
         if text < 2:
             raise UserError(
                 f"data.length is {length}: too short for a text with the sentinels of "
