@@ -76,7 +76,7 @@ class Linformer(Transformer):
     attention alone; all else is computed in the rows as they are.
     """
 
-    config_class = LinformerConfig
+    config_class = LinformerConfig  # type: ignore[assignment]
 
     def __init__(self, config: LinformerConfig, vocab_size: int) -> None:
         super().__init__(config.transformer(), vocab_size)

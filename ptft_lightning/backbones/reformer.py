@@ -22,7 +22,7 @@ class Reformer(Transformer):
     are hashed anew, in time linear in their number), and nothing else.
     """
 
-    config_class = ReformerConfig
+    config_class = ReformerConfig  # type: ignore[assignment]
 
     def __init__(self, config: ReformerConfig, vocab_size: int) -> None:
         super().__init__(config.transformer(), vocab_size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 from ptft_lightning.backbones.attention import attention_mask, see_prefix
 from ptft_lightning.backbones.base import Backbone, Prefix
 from ptft_lightning.backbones.cache import KeyValueCache
-from ptft_lightning.backbones.config import BackboneConfig
 from ptft_lightning.backbones.layers import Block, Rotary, SelfAttention, build_norm
 from ptft_lightning.backbones.rotary import rotary_angles
 from ptft_lightning.backbones.transformer_config import TransformerConfig
@@ -21,7 +18,7 @@ from ptft_lightning.backbones.transformer_config import TransformerConfig
 class Transformer(Backbone):
     """A stack of blocks over token, position and type embeddings."""
 
-    config_class: ClassVar[type[BackboneConfig]] = TransformerConfig
+    config_class = TransformerConfig
     packs = True
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
