@@ -67,25 +67,28 @@ class Batch:
         return replace(self, targets=targets, **moved)
 
 
-def positions_of(documents: Ints) -> Ints:
-    """Position of each token within its document, (B, T); padding counts as a document."""
-    begins = np.flatnonzero(_starts(documents))
-    lengths = np.diff(begins, append=documents.size)
-    return (np.arange(documents.size) - np.repeat(begins, lengths)).reshape(documents.shape)
+def begins_of(documents: Ints) -> Ints:
+    """Where documents begin in the flattened rows; a run of padding counts as one."""
+    starts = np.empty(documents.shape, bool)
+    starts[:, 0] = True
+    np.not_equal(documents[:, 1:], documents[:, :-1], out=starts[:, 1:])
+    return np.flatnonzero(starts)
 
 
-def bounds_of(documents: Ints) -> Ints:
-    """Cumulative lengths of the documents of all rows, padding runs included, (B*T + 1,) int32."""
-    begins = np.flatnonzero(_starts(documents))
+def positions_of(documents: Ints, begins: Ints | None = None) -> Ints:
+    """Position of each token within its document, (B, T); `begins` where they are known."""
+    begins = begins_of(documents) if begins is None else begins
+    positions = np.repeat(begins, np.diff(begins, append=documents.size))
+    np.subtract(np.arange(documents.size), positions, out=positions)
+    return positions.reshape(documents.shape)
+
+
+def bounds_of(documents: Ints, begins: Ints | None = None) -> Ints:
+    """Cumulative lengths of the documents of all rows, (B*T + 1,) int32; see `positions_of`."""
+    begins = begins_of(documents) if begins is None else begins
     bounds = np.full(documents.size + 1, documents.size, np.int32)
     bounds[: len(begins)] = begins
     return bounds
-
-
-def _starts(documents: Ints) -> npt.NDArray[np.bool_]:
-    starts = np.ones(documents.shape, bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return starts
 
 
 def build_batch(
@@ -101,17 +104,18 @@ def build_batch(
 ) -> Batch:
     """Numpy arrays (shapes as in `Batch`) to a batch; full one-document rows take the fast path."""
     documents = np.ascontiguousarray(documents, np.int64)
-    full = bool((documents == 1).all())
+    begins, real = begins_of(documents), int(np.count_nonzero(documents))
+    full = len(begins) == len(documents) and real == documents.size
     return Batch(
-        tokens=torch.from_numpy(tokens.astype(np.int64)),
+        tokens=torch.from_numpy(np.ascontiguousarray(tokens, np.int64)),
         documents=None if full else torch.from_numpy(documents),
-        positions=None if full else torch.from_numpy(positions_of(documents)),
+        positions=None if full else torch.from_numpy(positions_of(documents, begins)),
         segments=None if segments is None else torch.from_numpy(segments.astype(np.int64)),
-        bounds=torch.from_numpy(bounds_of(documents)),
-        samples=torch.from_numpy(samples.astype(np.int64)),
+        bounds=torch.from_numpy(bounds_of(documents, begins)),
+        samples=torch.from_numpy(np.array(samples, np.int64)),
         targets={k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in targets.items()},
         step_samples=step_samples,
-        real_tokens=int(np.count_nonzero(documents)),
+        real_tokens=real,
         step_targets=step_targets,
         sources=None if sources is None else torch.from_numpy(sources),
         hashes=None if hashes is None else torch.from_numpy(hashes),

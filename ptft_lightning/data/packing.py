@@ -89,7 +89,7 @@ def read_block(tokens: Stream, ends: Ids, row: int, length: int, out: Ids, docum
     piece = tokens[start : start + length + 1]
     stop = start + len(piece)
     out[: len(piece)] = piece
-    first, last = int(ends.searchsorted(start, "right")), int(ends.searchsorted(stop, "left"))
+    first, last = ends.searchsorted((start + 1, stop)).tolist()
     at = 0
     for number, end in enumerate((*ends[first:last].tolist(), stop), start=1):
         documents[at : end - start] = number

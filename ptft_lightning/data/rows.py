@@ -108,8 +108,8 @@ class Rows:
         self, numbers: Numbers, stream: Callable[[int], Stream], fill: int
     ) -> tuple[Ids, Ids]:
         """Rows of whatever there is for each token of a shard."""
-        tokens = np.full((len(numbers), self.length + 1), fill, np.int64)
         documents = np.zeros((len(numbers), self.length + 1), np.int64)
+        tokens = np.full_like(documents, fill)
         real = np.flatnonzero(numbers >= 0)
         shards, rows = self.order.place(numbers[real])
         for at, shard, row in zip(real.tolist(), shards.tolist(), rows.tolist(), strict=True):

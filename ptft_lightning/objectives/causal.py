@@ -59,8 +59,10 @@ class CausalLM(Objective):
         words: Ids | None = None,
     ) -> tuple[Ids, dict[str, Ids]]:
         """The next token of the same document is the target, IGNORE where there is none."""
-        same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, :-1] > 0)
-        return tokens[:, :-1], {"labels": np.where(same, tokens[:, 1:], IGNORE)}
+        labels = tokens[:, 1:].copy()
+        labels[documents[:, 1:] != documents[:, :-1]] = IGNORE
+        labels[documents[:, :-1] == 0] = IGNORE
+        return tokens[:, :-1], {"labels": labels}
 
     def uniform_loss(self, vocab_size: int) -> float:
         """One token of the vocabulary: ln V."""
