@@ -29,7 +29,7 @@ quickstart: .venv/installed  ## text -> tokenizer -> pretrain -> fine-tune -> te
 	$(BIN)/python examples/wordnet_gain.py --trainer.precision $(PRECISION)
 
 test: .venv/installed lint  ## lint, type-check and test: what CI does
-	$(BIN)/pytest -m "not slow and not gpu and not real"
+	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile -m "not slow and not gpu and not real"
 
 test-slow: .venv/installed  ## the tests that take minutes
 	$(BIN)/pytest -m slow

@@ -78,7 +78,8 @@ def options() -> argparse.Namespace:
     add("--length", type=int, default=128)
     add("--batch", type=int, default=16)
     add("--vocab", type=int, default=4096)
-    add("--lr", type=float, default=2e-3)
+    add("--optimizer", default="muon", choices=["adamw", "muon"], help="of pretraining")
+    add("--lr", type=float, default=1e-2, help="of pretraining")
     add("--labels", type=int, default=1000)
     add("--tune_steps", type=int, default=150)
     add("--seeds", type=int, default=3)
@@ -210,7 +211,7 @@ def pretraining(args: argparse.Namespace) -> tuple[list[Job], dict[str, dict[str
                 "run_dir": str(args.out / "pretrain" / name),
                 "model": "PretrainModule",
                 **as_options(*kinds[model]),
-                "model.optimizer.lr": args.lr,
+                "model.optimizer": {"kind": args.optimizer, "lr": args.lr},
                 "data": "CorpusDataModule",
                 "data.store": str(store),
                 "data.tokenizer": str(tokenizer),
