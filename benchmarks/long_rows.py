@@ -36,7 +36,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from ptft_lightning.backbones import linformer, reformer  # noqa: F401  (loaded before the fork)
 from ptft_lightning.backbones.base import initial_value
 from ptft_lightning.modules.nets import build_backbone
-from ptft_lightning.report.drawing import GRID, INK, MUTED, SERIES, STYLE, tick
+from ptft_lightning.report.drawing import file_style, tick
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 DEPTHS = (2, 4, 8, 16)
@@ -167,13 +167,7 @@ def lines(axes: Axes, table: dict[str, dict[str, Any]], figure: str) -> None:
 
 def draw(found: dict[str, Any], file: Path) -> None:
     """Three panels in the project's style; as a file it has colours of its own."""
-    own = {GRID: "#d0d0d0", INK: "#303030", MUTED: "#606060"} | dict(
-        zip(SERIES, COLOURS, strict=True)
-    )
-    style = {k: own.get(v, v) if isinstance(v, str) else v for k, v in STYLE.items()}
-    style |= {"axes.prop_cycle": cycler(color=COLOURS), "svg.hashsalt": "long rows"}
-    style |= {"figure.facecolor": "white"}
-    with rc_context(style):
+    with rc_context(file_style("long rows") | {"axes.prop_cycle": cycler(color=COLOURS)}):
         figure = Figure(figsize=(11, 3.4), layout="constrained")
         memory, times, depth = figure.subplots(1, 3)
         lines(memory, found["lengths"], "mb")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ from data.test_growing import begun, copy_shard, place
 from faults.kit import (
     assert_same_weights,
     call,
+    child_of,
     done,
     finish,
     launch,
@@ -28,6 +32,7 @@ from ptft_lightning.data.manifest import read_manifest
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.tokenizer_training import train_tokenizer
+from ptft_lightning.modules.preempt import EXIT_CODE
 
 ROOT = Path(__file__).parent.parent
 DDP = {"trainer.devices": 2, "config": str(ROOT / "configs" / "trainer" / "ddp.yaml")}
@@ -48,7 +53,6 @@ def following(run_dir: Path, store: Path, tokenizer: Path, **more: Any) -> dict[
         "data.growing": True,
         "trainer.max_steps": STEPS,
         "trainer.val_check_interval": 20,
-        "trainer.log_every_n_steps": 10,
         "checkpoint.every_n_steps": 10,
     }
 
@@ -144,6 +148,41 @@ def test_killed_and_resumed_with_workers_and_two_ranks(finished, reference, bpe_
     assert read_audit(run_dir) == read_audit(reference)
 
 
+# Steps whose samples are read, all or some, when the loader waits for those of the next.
+@pytest.mark.parametrize(("case", "untrained"), [("alone", 1), ("workers", 3), ("two-ranks", 1)])
+def test_a_waiting_run_that_is_told_to_end_saves_and_resumes(
+    case, untrained, finished, reference, bpe_path, tmp_path
+):
+    """No shard comes any more, and no checkpoint was due; of two ranks, one hears it."""
+    store = begun(finished, tmp_path / "store", 3)
+    run_dir = tmp_path / "run"
+    more = {"alone": {}, "workers": {"data.workers": 2}, "two-ranks": DDP}
+    options = following(run_dir, store, bpe_path) | more[case]
+    process = launch(words("fit", options))
+    rows = GrowingStore(str(store), Tokenizer.load(bpe_path), 2).rows("blocks", 32, 0)
+    made = rows.order.rows // 6 - untrained
+    wait_for_lines(process, run_dir / "audit", made)
+    time.sleep(0.5)  # to the wait
+    assert len(read_audit(run_dir)) == made
+    os.kill(child_of(process) if case == "two-ranks" else process.pid, signal.SIGTERM)
+    run = finish(process, timeout=30)
+    assert run.code == EXIT_CODE, run.err
+    assert "Traceback" not in run.err
+    saved = len(read_audit(run_dir))
+    assert made < saved <= made + untrained
+    assert f"told to end: saved step {saved}, resume" in run.err
+    assert (run_dir / "checkpoints" / f"step={saved:08d}.ckpt").is_file()
+    for number in range(3, len(read_manifest(finished).train)):
+        copy_shard(finished, store, number)
+    place(finished / "manifest.json", store)
+    resumed = finish(launch(words("fit", options | {"ckpt_path": "last"})))
+    assert resumed.code == 0, resumed.err
+    assert read_audit(run_dir) == read_audit(reference)
+    if case != "two-ranks":  # they round otherwise
+        assert read_metrics(run_dir) == read_metrics(reference)
+        assert_same_weights(run_dir, reference)
+
+
 def test_one_command_prepares_and_trains(finished, reference, corpus_file, bpe_path, tmp_path):
     """The preparation is a process of its own, which goes on after a short training."""
     store, run_dir = tmp_path / "store", tmp_path / "run"
@@ -167,6 +206,23 @@ def test_one_command_prepares_and_trains(finished, reference, corpus_file, bpe_p
     again = options | {"run_dir": str(tmp_path / "again"), "data.audit": str(tmp_path / "audit")}
     done(words("fit", again | {"data.store": str(beforehand)}))
     assert (tmp_path / "audit").read_text() == (run_dir / "audit").read_text()
+
+
+def test_check_looks_at_what_is_there(finished, bpe_path, tmp_path):
+    """And waits for nothing."""
+    store = begun(finished, tmp_path / "store", 5)
+    before = sorted(store.iterdir())
+    options = following(tmp_path / "run", store, bpe_path, model__optimizer__lr=0.02)
+    run = done(words("check", options))
+    assert f"ok: the first 4 shards of '{store}' were looked at: it is still being" in run.out
+    assert re.search(r"ok: overfitting 4 samples for \d+ steps", run.out)
+    assert "made: nothing" in run.out
+    assert sorted(store.iterdir()) == before
+    place(finished / "manifest.json", store)
+    for number in range(5, len(read_manifest(finished).train)):
+        copy_shard(finished, store, number)
+    run = done(words("check", options))
+    assert "were looked at" not in run.out
 
 
 def test_a_preparation_that_fails_is_said(corpus_file, bpe_path, tmp_path):

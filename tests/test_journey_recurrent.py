@@ -225,7 +225,7 @@ def test_a_transformer_is_refused_by_the_bidirectional_objective(
     [
         ("BidirectionalLM", {"causal": True}, "needs model.backbone.causal false"),
         ("CausalLM", {}, "needs model.backbone.causal true"),
-        ("MaskedLM", {"tie_embeddings": True}, "model.backbone.tie_embeddings"),
+        ("MaskedLM", {"tie_embeddings": True}, "the head reads 32; set it to false"),
     ],
 )
 def test_a_backbone_of_the_wrong_kind_is_refused(
@@ -254,6 +254,35 @@ def test_a_tuning_that_cannot_be_is_refused(
     assert run.code == 2
     (error,) = run.errors
     assert said in error
+
+
+@pytest.mark.parametrize("tuning", ["LoRA", "PrefixTuning"])
+def test_what_a_backbone_cannot_do_is_said_before_anything_is_built(tuning, elmo, files, tmp_path):
+    """With whatever else does not fit."""
+    options = finetune(tmp_path / "run", elmo, files, model__tuning=tuning, data__max_length=999)
+    run = call(words("fit", options))
+    assert run.code == 2
+    (error,) = run.errors
+    assert f"model.tuning {tuning.removesuffix('Tuning').lower()}: it " in error
+    assert "data.max_length is 999" in error
+
+
+def test_a_tied_bundle_goes_on_with_its_own_objective_alone(store, bpe_path, tmp_path):
+    """The fix that is named can be followed."""
+    tied = {"class_path": "LSTMConfig", "init_args": SMALL | {"tie_embeddings": True}}
+    first = pretrain(tmp_path / "first", store, bpe_path, model__objective="BidirectionalLM")
+    first["trainer.max_steps"] = 1
+    done(words("fit", first | {"model.backbone": tied}))
+    options = first | {
+        "run_dir": str(tmp_path / "next"),
+        "model.init_from": str(tmp_path / "first"),
+    }
+    del options["model.backbone"]
+    run = call(words("fit", options | {"model.objective": "MaskedLM"}))
+    assert run.code == 2
+    (error,) = run.errors
+    assert "a bundle's stays: take the objective that it was made with" in error
+    done(words("fit", options))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ptft_lightning.report.drawing import GRID, INK, MUTED, PAPER, STYLE
+from ptft_lightning.report.drawing import file_style
 from ptft_lightning.report.intervals import mean
 
 COLOURS = ("#2a6fbb", "#c4572b", "#3a8f5c", "#8a4fa3", "#b0892a", "#4a4a4a")
@@ -48,10 +48,7 @@ def draw(lines: list[Line], file: Path) -> None:
     ways = list(dict.fromkeys(line["way"] for line in trained))
     names = list(dict.fromkeys(line["model"] for line in trained))
     colour = dict(zip(names, COLOURS, strict=False))
-    own = {GRID: "#d0d0d0", INK: "#303030", MUTED: "#606060", PAPER: "white"}
-    style = {k: own.get(v, v) if isinstance(v, str) else v for k, v in STYLE.items()}
-    style |= {"figure.facecolor": "white", "svg.hashsalt": "paradigms"}
-    with rc_context(style):
+    with rc_context(file_style("paradigms")):
         size = (3.6 * len(ways), 3.1 * len(tasks))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(tasks), len(ways), squeeze=False, sharey="row", sharex=True)

@@ -59,7 +59,7 @@ class LSTM(Backbone):
         all_layers: bool = False,
     ) -> Tensor:
         """See `Backbone`; the first of all layers has the embeddings once for each direction."""
-        assert prefix is None, "it has no keys and values, which PrefixTuning finds out"
+        assert prefix is None, "it has no keys and values, as its config says"
         directions = self.config.directions
         assert cache is None or directions == 1, "what reads backwards begins at the end"
         if documents is None:

@@ -92,6 +92,19 @@ class LSTMConfig(BackboneConfig):
                     f"backbone.max_characters {self.max_characters} bytes and 1 filter or more"
                 )
 
+    def refusals(self) -> dict[str, str]:
+        """See `BackboneConfig`."""
+        return {
+            "model.tuning prefix": (
+                "it trains keys and values, and this backbone has no attention; choose "
+                "PromptTuning, BitFit, Frozen or Full"
+            ),
+            "model.tuning lora": (
+                "it adapts linear layers, and those of this backbone are recurrent cells; choose "
+                "BitFit, PromptTuning, Frozen or Full"
+            ),
+        }
+
     @property
     def directions(self) -> int:
         """Stacks side by side."""

@@ -20,7 +20,13 @@ from rich.console import Console
 from torch import Tensor
 
 from ptft_lightning.commands import train
-from ptft_lightning.commands.check_data import Finding, check_data, first_batches, graded
+from ptft_lightning.commands.check_data import (
+    Finding,
+    check_data,
+    first_batches,
+    graded,
+    samples_there,
+)
 from ptft_lightning.data.corpus import CorpusDataModule
 from ptft_lightning.data.manifest import has_manifest
 from ptft_lightning.data.module import PhaseData
@@ -78,7 +84,7 @@ class Check(Callback):
 
     def _narrow(self, trainer: L.Trainer, data: PhaseData) -> None:
         """Every step takes the same few samples, as one micro-batch."""
-        self.samples = min(self.samples, data.train_samples)
+        self.samples = min(self.samples, samples_there(data))
         numbers = np.arange(self.samples)
         data.global_batch_size = data.micro_batch_size = self.samples
         data.segments = Segments((Segment(0, 0, self.samples),), period=data.segments.period)
@@ -256,10 +262,16 @@ class CheckCLI(train.CLI):
         """Run the check in the trainer's own loop, then say what was found."""
         datamodule.workers, datamodule.audit = 0, None
         cast(Any, self.trainer).log_every_n_steps = sys.maxsize  # the meter is read here
-        store = datamodule.store if isinstance(datamodule, CorpusDataModule) else None
-        new = store is not None and not has_manifest(store)
+        corpus = datamodule if isinstance(datamodule, CorpusDataModule) else None
+        new = corpus is not None and not has_manifest(corpus.store)
         self.trainer.fit(model, datamodule=datamodule)
-        print(f"made: the token store '{store}', as fit would" if new else "made: nothing")
+        made = "nothing"
+        if corpus is not None and new:
+            made = f"the token store '{corpus.store}', as fit would"
+            if corpus.growing:
+                begun = corpus.growing_store.preparation is not None
+                made = f"{made}, whose preparation goes on" if begun else "nothing"
+        print(f"made: {made}")
 
     def after_fit(self) -> None:
         """The verdict; a problem is exit code 1."""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Encoded
+from ptft_lightning.data.growing import GrowingRows
 from ptft_lightning.data.module import PhaseData
 from ptft_lightning.data.spelling import printed
 from ptft_lightning.data.steps import Slots
@@ -60,6 +61,9 @@ def check_data(data: PhaseData, console: Console, shown: int) -> list[Finding]:
         )
         findings = []
     findings += count_batches(list(first_batches(data, dataset)), data.tokenizer)
+    if isinstance(rows := getattr(data, "train_rows", None), GrowingRows) and not rows.whole:
+        looked = f"the first {rows.so_far()[1]} shards of '{rows.growing.place}'"
+        findings.append(Finding("ok", f"{looked} were looked at: it is still being prepared"))
     if data.val_dataloader() == []:
         share = "name a data.validation file or raise data.validation_share"
         findings.append(Finding("warning", f"nothing is held out to validate on: {share}"))
@@ -68,10 +72,16 @@ def check_data(data: PhaseData, console: Console, shown: int) -> list[Finding]:
 
 def first_batches(data: PhaseData, dataset: Any) -> Iterator[Batch]:
     """The first samples in micro-batches as fit makes them."""
-    numbers = np.arange(min(SURVEYED, data.train_samples))
+    numbers = np.arange(min(SURVEYED, samples_there(data)))
     for start in range(0, len(numbers), data.micro_batch_size):
         share = numbers[start : start + data.micro_batch_size]
         yield dataset[Slots(share, share)]
+
+
+def samples_there(data: PhaseData) -> int:
+    """Training samples of an epoch, or as many as a store that grows has so far."""
+    rows = getattr(data, "train_rows", None)
+    return rows.so_far()[0] if isinstance(rows, GrowingRows) else data.train_samples
 
 
 # One sample, readable.

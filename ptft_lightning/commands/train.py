@@ -14,7 +14,6 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
-# Named on the command line without their modules; also what short class names resolve to.
 from ptft_lightning.commands.mistakes import one_line
 from ptft_lightning.commands.parser import ConfigCLI, Parser, SaveConfig, import_parts
 from ptft_lightning.commands.quiet import quieten
@@ -32,6 +31,8 @@ from ptft_lightning.commands.trainer_options import (
     refuse_unsupported,
     tell_slow_precision,
 )
+
+# This and PretrainModule are named on the command line, and found by their short names.
 from ptft_lightning.data.corpus import CorpusDataModule  # noqa: F401
 from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.task_data import TaskDataModule
@@ -162,6 +163,7 @@ class CLI(ConfigCLI):
         self.spikes.checkpoints = checkpoints
         self.datamodule.resumes = self.subcommand == "fit" and self.options.ckpt_path is not None
         self.preempt = Preempt(checkpoints)
+        self.datamodule.told = lambda: self.preempt.noted
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
         from ptft_lightning.costs.watch import Costs  # a leaf

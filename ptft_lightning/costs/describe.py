@@ -9,12 +9,14 @@ import torch
 from jsonargparse import Namespace
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
+from ptft_lightning.costs.flops import attention_of_token
 from ptft_lightning.costs.job import Job, Strategy, sizes_of
 from ptft_lightning.data.module import PhaseData
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.nets import Net, PretrainNet
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.pretrain import PretrainModule
+from ptft_lightning.objectives.replaced import ReplacedHead
 
 SHARDED = ("fsdp2", "ShardedStrategy", "ModelParallelStrategy")
 
@@ -40,11 +42,10 @@ def job_of(
         raise UserError("what a fit costs is known of Transformers alone")
     config: Any = net.backbone.config
     length, rows = int(cast(Any, data).length), data.micro_batch_size
-    targets = other = 0
+    targets = other = beside = 0
     if isinstance(net, PretrainNet) and isinstance(module, PretrainModule):
         targets = rows * module.objective.slots(length)
-        matrices = [p for p in net.head.parameters() if p.ndim == 2]
-        other = sum(p.numel() for p in matrices if len(p) != net.backbone.vocab_size)
+        other, beside = head_costs(net, length)
     return Job(
         config=config,
         vocab_size=net.backbone.vocab_size,
@@ -53,6 +54,7 @@ def job_of(
         length=length,
         targets=targets,
         head_matrices=other,
+        beside=beside,
         precision=precision,
         device=device,
         strategy=strategy,
@@ -60,6 +62,19 @@ def job_of(
         global_batch=data.global_batch_size,
         recompute=module.activation_checkpointing,
     )
+
+
+def head_costs(net: PretrainNet, length: int) -> tuple[int, int]:
+    """A job's `head_matrices`, and its `beside` in rows of `length` tokens."""
+    head = net.head
+    matrices = [(n, p) for n, p in head.named_parameters() if p.ndim == 2]
+    sizes = {n: p.numel() for n, p in matrices if len(p) != net.backbone.vocab_size}
+    if not isinstance(head, ReplacedHead):
+        return sum(sizes.values()), 0
+    every = sum(n for name, n in sizes.items() if not name.startswith("widen."))
+    generator = head.generator.config
+    attention = generator.depth * attention_of_token(generator, length)
+    return head.widen.weight.numel(), 2 * every + attention
 
 
 # What a config's trainer says, without building one.

@@ -11,6 +11,7 @@ softmax and the optimizer are left out (below a hundredth at usual widths).
 
 from __future__ import annotations
 
+from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.costs.job import Job
 
 
@@ -21,7 +22,12 @@ def layers_forward(job: Job) -> int:
 
 def attention_forward(job: Job) -> int:
     """Of the products inside one layer's attention: tokens * 4 T A."""
-    return job.tokens * 4 * job.length * job.config.heads * job.config.head_width
+    return job.tokens * attention_of_token(job.config, job.length)
+
+
+def attention_of_token(config: TransformerConfig, length: int) -> int:
+    """Of the products inside a layer's attention for one of `length` tokens: 4 T A."""
+    return 4 * length * config.heads * config.head_width
 
 
 def layers_backward(job: Job) -> int:
@@ -32,9 +38,10 @@ def layers_backward(job: Job) -> int:
 
 
 def head_forward(job: Job) -> int:
-    """Of a pretraining head per target: 2 D V, and 2 n of its other matrices' n elements. The
-    heads of phase two are small and left out."""
-    return 2 * job.targets * (job.config.dim * job.vocab_size + job.head_matrices)
+    """Of a pretraining head per target: 2 D V, and 2 n of its other matrices' n elements; and what
+    it computes of every place. The heads of phase two are small and left out."""
+    per_target = 2 * (job.config.dim * job.vocab_size + job.head_matrices)
+    return job.targets * per_target + job.tokens * job.beside
 
 
 def micro_batch(job: Job) -> int:

@@ -104,7 +104,8 @@ class Job:
     targets: int
     """Places of a micro-batch whose vocabulary logits are made; 0 in phase two."""
     head_matrices: int
-    """Elements of a pretraining head's matrices before the projection, as BERT's dense layer."""
+    """Elements of a pretraining head's matrices that targets meet before the projection, as BERT's
+    dense layer."""
     precision: str
     """Lightning's, such as bf16-mixed."""
     device: str
@@ -113,6 +114,8 @@ class Job:
     ranks: int
     global_batch: int
     """Samples of an optimizer step over all ranks."""
+    beside: int = 0
+    """FLOPs forward of what a pretraining head computes of every place, as ELECTRA's generator."""
     recompute: bool = False
     """Whether layers are computed again in the backward pass."""
 

@@ -132,7 +132,7 @@ class CorpusDataModule(PhaseData):
         """What there is so far of a store that grows."""
         from ptft_lightning.data.growing import GrowingStore  # a leaf
 
-        return GrowingStore(self.store, self.tokenizer, self.window)
+        return GrowingStore(self.store, self.tokenizer, self.window, self)
 
     def manifest_of(self, store: str) -> Manifest:
         """What a store holds, one that grows in its first window."""
@@ -252,7 +252,8 @@ class CorpusDataModule(PhaseData):
         return max(1, self.train_samples // self.global_batch_size)
 
     def step_numbers(self, step: int) -> Numbers:
-        """The rows of a step, sorted by shard so that each rank touches few."""
+        """The rows of a step, sorted by shard so that each rank touches few; none where the run is
+        told to end while it waits for them."""
         if (last := self._trainer().max_steps - 1) >= 0:
             step = min(step, last)  # asked ahead of the end, where a growing store may have none
         numbers = np.arange(*self.segments.span(step), dtype=np.int64)

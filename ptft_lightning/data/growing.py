@@ -8,14 +8,18 @@ the rows in it have their places, which are those of the finished store.
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from ptft_lightning.data.manifest import Manifest, has_manifest, read_manifest
-from ptft_lightning.data.module import say
+from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.packing import Ids, Layout
 from ptft_lightning.data.plan import read_plan
 from ptft_lightning.data.preparation import LOG, Preparation
@@ -39,16 +43,19 @@ class GrowingStore:
         place: Directory.
         tokenizer: Whose ids it must hold.
         window: Shards among which rows are mixed.
+        data: Of the run that waits, which may be told to end meanwhile.
     """
 
-    def __init__(self, place: str, tokenizer: Tokenizer, window: int) -> None:
-        self.place, self.tokenizer, self.window = place, tokenizer, window
+    def __init__(
+        self, place: str, tokenizer: Tokenizer, window: int, data: PhaseData | None = None
+    ) -> None:
+        self.place, self.tokenizer, self.window, self.data = place, tokenizer, window, data
         self.receipts: list[dict[str, Any]] = []
         self.preparation: Preparation | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copied to workers without the process, which is not theirs."""
-        return self.__dict__ | {"preparation": None}
+        """Copied to workers without the process and the run, which are not theirs."""
+        return self.__dict__ | {"preparation": None, "data": None}
 
     def rows(self, layout: Layout, length: int, seed: int) -> GrowingRows:
         """Its training rows."""
@@ -71,32 +78,83 @@ class GrowingStore:
         Raises:
             UserError: nobody works on it any more.
         """
-        since = told = time.monotonic()
-        made = -1
-        while True:
-            alive = is_being_prepared(self.place)  # before reading: its last shards are seen
-            manifest, whole = self.read()
-            there = 0 if manifest is None else sum(1 for s in manifest.train if s.tokens)
-            if manifest is not None and (whole or there >= shards):
-                return manifest, whole
-            if self.preparation is not None:
-                self.preparation.check()
-            now = time.monotonic()
-            if alive or there > made:
-                since, made = now, there
-            if now - since >= PATIENCE_S:
-                raise UserError(f"{_nobody(self.place)} for {now - since:.0f} s: {_again(self)}")
-            if now - told >= TELL_S:
-                told = now
-                who = "prepare is at work" if alive else f"{_nobody(self.place)}: {_again(self)}"
-                say(f"waiting for shard {shards} of '{self.place}', it has {there}; {who}")
+        watch = Watch(self, shards)
+        while (seen := watch.look()) is None:
             time.sleep(POLL_S)
+        return seen
+
+    def wait_together(self, shards: int) -> tuple[Manifest, bool] | None:
+        """What rank 0 finds there once it is enough, the same on all ranks, which must all ask;
+        None when any of them is told to end before.
+
+        Raises:
+            UserError: as `wait`, on rank 0.
+        """
+        leads = self.data is None or cast(Any, self.data.trainer).is_global_zero
+        watch = Watch(self, shards)
+        while True:
+            seen = watch.look() if leads else None
+            mine = (0, 0) if seen is None else (filled(seen[0]), int(seen[1]))
+            told, there, whole = self._sum(*mine)
+            if told:
+                return None
+            if there or whole:
+                break
+            time.sleep(POLL_S)
+        # A rank on another host may see the files later, or more of them.
+        manifest, _ = seen or self.wait(sys.maxsize if whole else there)
+        return manifest if whole else manifest.first_window(there), bool(whole)
+
+    def _sum(self, there: int, whole: int) -> tuple[int, int, int]:
+        """How many ranks are told to end, and the sums of these over all ranks."""
+        if self.data is None:
+            return 0, there, whole
+        strategy = cast(Any, self.data.trainer).strategy
+        mine = torch.tensor([self.data.told(), there, whole], device=strategy.root_device)
+        told, there, whole = strategy.reduce(mine, reduce_op="sum").tolist()
+        return told, there, whole
 
     @cached_property
     def first(self) -> Manifest:
         """The first window alone: the same whenever it is asked for. Waits for it."""
         manifest, _ = self.wait(self.window)
         return manifest.first_window(self.window)
+
+
+class Watch:
+    """One wait for a number of shards: whether they are there, and how long nobody makes them."""
+
+    def __init__(self, store: GrowingStore, shards: int) -> None:
+        self.store, self.shards = store, shards
+        self.since = self.told = time.monotonic()
+        self.made = -1
+
+    def look(self) -> tuple[Manifest, bool] | None:
+        """See `GrowingStore.wait`; None where it is not enough yet."""
+        place = self.store.place
+        alive = is_being_prepared(place)  # before reading: its last shards are seen
+        manifest, whole = self.store.read()
+        there = 0 if manifest is None else filled(manifest)
+        if manifest is not None and (whole or there >= self.shards):
+            return manifest, whole
+        if self.store.preparation is not None:
+            self.store.preparation.check()
+        now = time.monotonic()
+        if alive or there > self.made:
+            self.since, self.made = now, there
+        if now - self.since >= PATIENCE_S:
+            idle = now - self.since
+            raise UserError(f"{_nobody(place)} for {idle:.0f} s: {_again(self.store)}")
+        if now - self.told >= TELL_S:
+            self.told = now
+            who = "prepare is at work" if alive else f"{_nobody(place)}: {_again(self.store)}"
+            say(f"waiting for shard {self.shards} of '{place}', it has {there}; {who}")
+        return None
+
+
+def filled(manifest: Manifest) -> int:
+    """Shards that hold training text."""
+    return sum(1 for shard in manifest.train if shard.tokens)
 
 
 def _nobody(place: str) -> str:
@@ -134,29 +192,39 @@ class GrowingRows(Rows):
             )
         return super().__len__()
 
+    def so_far(self) -> tuple[int, int]:
+        """Rows and shards that are there, nothing is waited for."""
+        if not self.whole:
+            self._take(*self.growing.read())
+        return self.order.rows, len(self.order.rows_per_shard)
+
     def __bool__(self) -> bool:
         return self.order.rows > 0
 
     def shards_of(self, numbers: Numbers) -> Numbers:
-        """See `Rows`."""
-        self._reach(numbers)
+        """See `Rows`; none where the run is told to end before they are there."""
+        if not self._reach(numbers, self.growing.wait_together):
+            return numbers[:0]
         return super().shards_of(numbers)
 
     def read_words(self, numbers: Numbers) -> Ids:
         """See `Rows`."""
-        self._reach(numbers)
+        self._reach(numbers, self.growing.wait)
         return super().read_words(numbers)
 
     def read(self, numbers: Numbers) -> tuple[Ids, Ids]:
         """See `Rows`."""
-        self._reach(numbers)
+        self._reach(numbers, self.growing.wait)
         return super().read(numbers)
 
-    def _reach(self, numbers: Numbers) -> None:
-        """Wait until the windows of all these samples are there."""
+    def _reach(self, numbers: Numbers, wait: Callable[[int], tuple[Manifest, bool] | None]) -> bool:
+        """Wait until the windows of all these samples are there; False where that was given up."""
         while not self.whole and len(numbers) and numbers.max() >= self.order.rows:
-            known = len(self.order.rows_per_shard)
-            self._take(*self.growing.wait(known + self.growing.window))
+            seen = wait(len(self.order.rows_per_shard) + self.growing.window)
+            if seen is None:
+                return False
+            self._take(*seen)
+        return True
 
     def _take(self, manifest: Manifest | None, whole: bool) -> None:
         """Go on with more shards: whole windows of them, or all there are."""

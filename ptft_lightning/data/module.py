@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import Any, cast
 
 import lightning as L
@@ -78,6 +79,8 @@ class PhaseData(L.LightningDataModule):
         """Samples [first, after) that a resumed run leaves out."""
         self.resumes = False
         """Whether a checkpoint will say where the run is; set by the command line."""
+        self.told: Callable[[], bool] = lambda: False
+        """Whether this rank is told to end; set by the command line."""
         self._epochs: int | None = None
         self._step_limit = -1
         self.training: BatchLoader | None = None

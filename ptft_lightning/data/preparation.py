@@ -44,7 +44,7 @@ class Preparation:
                 preexec_fn=lambda: os.nice(10),
             )
         say(f"preparing '{store}' beside the training: process {self.process.pid}, see {self.log}")
-        while self.process.poll() is None and not is_being_prepared(data.store):
+        while self.process.poll() is None and is_being_prepared(data.store) is False:
             time.sleep(POLL_S)
 
     def check(self) -> None:

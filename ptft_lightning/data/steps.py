@@ -36,7 +36,7 @@ def deal(numbers: Numbers, rank: int, ranks: int, micro: int, batches: int) -> I
 
 
 class StepSampler(Sampler[Slots]):
-    """Endless micro-batches from the current optimizer step on.
+    """Endless micro-batches from the current optimizer step on, unless a step has no samples.
 
     `start_step` is asked when iteration begins, so that a resumed run begins at its own step.
     """
@@ -55,10 +55,8 @@ class StepSampler(Sampler[Slots]):
 
     def __iter__(self) -> Iterator[Slots]:
         step = self.start_step()
-        while True:
-            yield from deal(
-                self.step_numbers(step), self.rank, self.ranks, self.micro, self.batches
-            )
+        while len(numbers := self.step_numbers(step)):
+            yield from deal(numbers, self.rank, self.ranks, self.micro, self.batches)
             step += 1
 
 

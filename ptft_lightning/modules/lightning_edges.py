@@ -31,9 +31,10 @@ def correct_batch_progress(checkpoint: dict[str, Any], accumulation: int) -> Non
 
     Lightning 2.6.6 restores the number of micro-batches of the run that saved. When the
     accumulation has changed since (other ranks or micro-batch), it would step after part of a
-    global batch.
+    global batch. It restores that there were no more batches, too, and would begin an epoch.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    progress["is_last_batch"] = False
     batches = checkpoint["global_step"] * accumulation
     for key in ("total", "current"):
         counts = progress[key]

@@ -48,9 +48,9 @@ class Preempt(Callback):
         """Agree, save, stop."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if trainer.world_size > 1 and trainer.global_step % AGREE_EVERY:
-            return
-        if not self._any_noted(trainer, pl_module.device):
+        # There is a last batch only where the ranks agreed while they waited for more text.
+        agreed = trainer.world_size == 1 or trainer.global_step % AGREE_EVERY == 0
+        if not ((agreed or trainer.is_last_batch) and self.told_to_end(trainer)):
             return
         self.noted = True
         if trainer.global_step != self.checkpoints.saved_step:
@@ -71,10 +71,7 @@ class Preempt(Callback):
 
     def told_to_end(self, trainer: L.Trainer) -> bool:
         """Whether any rank was; all must ask."""
-        return self._any_noted(trainer, trainer.strategy.root_device)
-
-    def _any_noted(self, trainer: L.Trainer, device: torch.device) -> bool:
         if trainer.world_size == 1:
             return self.noted
-        noted = torch.tensor(float(self.noted), device=device)
+        noted = torch.tensor(float(self.noted), device=trainer.strategy.root_device)
         return bool(trainer.strategy.reduce(noted, reduce_op="sum") > 0)

@@ -122,7 +122,8 @@ class VocabularyProjection(nn.Module):
         dim = dim or backbone.dim
         if tied and backbone.input_dim != dim:
             has = f"the embedding has {backbone.input_dim} values, the head reads {dim}"
-            raise UserError(f"model.backbone.tie_embeddings: {has}; set it to false")
+            fix = "set it to false; a bundle's stays: take the objective that it was made with"
+            raise UserError(f"model.backbone.tie_embeddings: {has}; {fix}")
         self.weight: nn.Parameter | None = None
         if not tied:
             self.weight = nn.Parameter(torch.empty(backbone.vocab_size, dim))

@@ -55,10 +55,17 @@ STYLE: dict[str, Any] = {
     "legend.labelcolor": INK,
     "legend.fontsize": 9,
 }
+FILE = {GRID: "#d0d0d0", INK: "#303030", MUTED: "#606060"}
 LABEL = 24  # columns of a label; the rest is left out
 # left, right, bottom, top of the axes, in points
 Margins = tuple[float, float, float, float]
 MARGINS: Margins = (36, 8, 22, 8)
+
+
+def file_style(salt: str) -> dict[str, Any]:
+    """`STYLE` for a picture that no page gives its colours; `salt` decides the ids in it."""
+    own = {k: FILE.get(v, v) if isinstance(v, str) else v for k, v in STYLE.items()}
+    return own | {"figure.facecolor": "white", "svg.hashsalt": salt}
 
 
 def picture(

@@ -73,16 +73,7 @@ class LoRA(Tuning):
         return name.endswith(ADDED)
 
     def apply(self, backbone: Backbone) -> None:
-        """Freeze the backbone and put layers with adapters in place of those chosen.
-
-        Raises:
-            UserError: its repeated parts have no linear layers.
-        """
-        if not any(isinstance(part, nn.Linear) for part in backbone.layers.modules()):
-            raise UserError(
-                "model.tuning is LoRA, which adapts linear layers, and those of the backbone are "
-                "recurrent cells: choose BitFit, PromptTuning, Frozen or Full"
-            )
+        """Freeze the backbone and put layers with adapters in place of those chosen."""
         if self.quantize is not None:
             from ptft_lightning.tuning.quantized import require_quantization
 

@@ -42,16 +42,7 @@ class PrefixTuning(Tuning):
         return {"length": self.length, "hidden": self.hidden}
 
     def apply(self, backbone: Backbone) -> None:
-        """Freeze the backbone.
-
-        Raises:
-            UserError: it has no attention.
-        """
-        if backbone.key_shape is None:
-            raise UserError(
-                "model.tuning is PrefixTuning, which trains keys and values, and the backbone has "
-                "no attention: choose PromptTuning, BitFit, Frozen or Full"
-            )
+        """Freeze the backbone."""
         backbone.requires_grad_(False)
 
     def build_reader(self, backbone: Backbone) -> Reader:
@@ -64,7 +55,7 @@ class PrefixReader(Reader):
 
     def __init__(self, backbone: Backbone, length: int, hidden: int | None) -> None:
         super().__init__()
-        assert backbone.key_shape is not None, "apply() comes before"
+        assert backbone.key_shape is not None, "what a backbone refuses was asked before"
         heads, width = backbone.key_shape
         self.shape = (len(backbone.layers), 2, heads, length, width)
         self.network: nn.Module | None = None

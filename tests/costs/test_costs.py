@@ -15,6 +15,7 @@ from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.costs import flops
 from ptft_lightning.costs.advice import advice, changes, fits, largest_micro_batch, needed
 from ptft_lightning.costs.counted import counted_flops
+from ptft_lightning.costs.describe import head_costs
 from ptft_lightning.costs.job import Job, sizes_of
 from ptft_lightning.costs.memory import memory
 from ptft_lightning.costs.parameters import backbone_parameters
@@ -24,6 +25,7 @@ from ptft_lightning.modules.nets import PretrainNet
 from ptft_lightning.objectives.base import Objective
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedLM
+from ptft_lightning.objectives.replaced import ReplacedTokens
 from ptft_lightning.tuning.bitfit import BitFit
 from ptft_lightning.tuning.frozen import Frozen
 from ptft_lightning.tuning.lora import LoRA
@@ -111,6 +113,21 @@ def test_flops_of_pretraining(shape):
     """To the operation, attention and head included."""
     net, batch = net_of(config_of(shape), "meta"), batch_of(config_of(shape).causal)
     assert flops.micro_batch(job_of(net, batch)) == counted_flops(net, batch)
+
+
+@pytest.mark.parametrize("shape", ["bert", "modernbert"])
+def test_flops_of_a_generator(shape):
+    """ELECTRA's reads every place, as the backbone does, and the detector judges each."""
+    config = config_of(shape)
+    with torch.device("meta"):
+        backbone = Transformer(config, VOCABULARY)
+        head = ReplacedTokens(generator_width=0.5, generator_depth=0.7).build_head(backbone, True)
+    net, batch = PretrainNet(backbone, head), batch_of(causal=False)
+    drawn = torch.zeros_like(batch.targets["labels"])
+    batch = replace(batch, targets=batch.targets | {"drawn": drawn})
+    other, beside = head_costs(net, LENGTH)
+    job = job_of(net, batch, head_matrices=other, beside=beside)
+    assert flops.micro_batch(job) == counted_flops(net, batch)
 
 
 def test_six_flops_a_parameter():

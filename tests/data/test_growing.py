@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +175,36 @@ def test_a_preparation_that_died_is_told_from_a_slow_one(
         assert "prepare is at work" in capsys.readouterr().err
     reader.join(10)
     assert "nobody is preparing" in str(failed[0])
+
+
+def test_where_nothing_can_be_locked_it_is_said_once(finished, bpe, tmp_path, monkeypatch, capsys):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    store = begun(finished, tmp_path / "store", 1)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for _ in range(3):
+        assert is_being_prepared(store) is None
+        with preparing(store):
+            pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"'{store}' cannot be locked" in line
+    assert "start no second `prepare`" in line
+
+
+def test_a_plan_that_is_replaced_again_and_again_is_another_process(
+    finished, tmp_path, monkeypatch
+):
+    """Nobody goes on with the lock of a file that is not there any more."""
+    store, taken = begun(finished, tmp_path / "store", 1), fcntl.flock
+
+    def replace_after(stream: Any, how: int) -> None:
+        taken(stream, how)
+        place(finished / PLAN, store)
+
+    monkeypatch.setattr(fcntl, "flock", replace_after)
+    with pytest.raises(UserError, match="prepared by another process"), preparing(store):
+        pass
 
 
 def test_two_preparations_of_one_store_are_refused(finished, corpus_file, bpe, monkeypatch):
