@@ -32,7 +32,8 @@ class PretrainModule(PhaseModule):
         optimizer: Optimizer and schedule.
         vocab_size: Rows of the embedding; default: as many as the tokenizer has ids.
         init_from: A bundle, run or checkpoint of either phase, a Hugging Face folder, or
-            wandb://[entity/]project/name[:alias], to go on from with a new schedule; a tokenizer that extends its own brings new tokens.
+            wandb://[entity/]project/name[:alias], to go on from with a new schedule; a tokenizer
+            that extends its own brings new tokens.
         compile_layers: Compile each layer with torch.compile.
         activation_checkpointing: Recompute each layer in the backward pass to save memory.
         seed: Decides the initial values and dropout.

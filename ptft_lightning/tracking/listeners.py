@@ -42,9 +42,9 @@ class WandbListener(Listener):
         """See `Listener`."""
         import wandb
 
-        columns: list[str | int] = list(dict.fromkeys(key for row in rows for key in row))
+        columns = list(dict.fromkeys(key for row in rows for key in row))
         cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-        table = wandb.Table(columns=columns, data=cells, allow_mixed_types=True)
+        table = wandb.Table(columns=[*columns], data=cells, allow_mixed_types=True)
         self.logger.log_metrics({name: table}, step=step)
 
     def alert(self, title: str, text: str, level: Level, step: int) -> None:
