@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 import wandb
+import yaml
 from faults.kit import (
     CrashInValidation,
     Run,
@@ -74,7 +75,7 @@ def tables(run_dir: Path, name: str) -> list[tuple[int, list[dict[str, Any]]]]:
     """A table's step and rows, each time it was logged."""
     file, found = wandb_file(run_dir), []
     for row in of_kind(wandb_records(file), "history"):
-        if path := row["item"].get(f"{name}.path"):
+        if path := row["item"].get(f"tables/{name}.path"):
             content = json.loads((file.parent / "files" / path).read_text())
             rows = [dict(zip(content["columns"], line, strict=True)) for line in content["data"]]
             found.append((row["item"]["trainer/global_step"], rows))
@@ -170,10 +171,10 @@ def test_a_spike_is_told_and_the_run_stays_one(factor, told, store, bpe_path, tm
 
 
 def test_phase_two_tells_once_of_no_number_and_of_its_failure(both, tmp_path):
-    crash = {"class_path": "faults.kit.CrashInValidation", "init_args": {"step": 5}}
+    name = f"{CrashInValidation.__module__}.{CrashInValidation.__name__}"
+    crash = {"class_path": name, "init_args": {"step": 5}}
     callbacks = [change(1, "nan", tmp_path / "note"), crash]
     options = finetune(tmp_path / "run", both / "one", both, trainer__callbacks=callbacks)
-    assert CrashInValidation.__name__ in crash["class_path"]
     with pytest.raises(RuntimeError, match="the machine burns"):
         tracked(words("fit", options), tmp_path)
     told = [("loss is not finite", "ERROR"), ("run failed", "ERROR")]
@@ -321,7 +322,7 @@ def test_tensorboard_loses_nothing_but_the_graph(both, store, bpe_path, tmp_path
     given = HParamsPluginData.FromString(plugin).session_start_info.hparams
     assert given["config/data/init_args/global_batch_size"].number_value == 6
     samples = []
-    for event in events.Tensors("samples/text_summary"):
+    for event in events.Tensors("tables/samples/text_summary"):
         (text,) = event.tensor_proto.string_val
         samples += [json.loads(line) for line in text.decode().split("\n")]
     assert samples == read_json_lines((tmp_path / "run" / "samples.jsonl").read_text())
@@ -329,3 +330,43 @@ def test_tensorboard_loses_nothing_but_the_graph(both, store, bpe_path, tmp_path
     (event,) = events.Tensors("alert/run finished/text_summary")
     assert event.tensor_proto.string_val[0].decode().startswith("INFO: ")
     assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_swanlab_loses_nothing_but_the_graph(store, bpe_path, tmp_path):
+    """Offline, read back by SwanLab's own reader."""
+    pytest.importorskip("swanlab", reason="SwanLab in W&B's place: pip install swanlab")
+    import swanlab
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.sdk.internal.core_python.store import DataStoreReader
+
+    place = {"project": "p", "mode": "offline", "log_dir": str(tmp_path / "other")}
+    name = "swanlab.integration.pytorch_lightning.SwanLabLogger"
+    logger = {"class_path": name, "init_args": place}
+    options = short(tmp_path / "run", store, bpe_path, trainer__logger=logger)
+    done(words("fit", options), HOME=str(tmp_path))
+    swanlab.finish()
+    (file,) = (tmp_path / "other").glob("run-*/*.swanlab")
+    reader, records = DataStoreReader(), []
+    reader.open(file)
+    while (line := reader.scan()) is not None:
+        records.append(Record.FromString(line))
+    scalars: dict[str, dict[int, float]] = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "scalar":
+            one = record.scalar
+            scalars.setdefault(one.key, {})[one.step] = one.value.number
+    rows = read_metrics(tmp_path / "run")
+    for column in set(rows[0]) - {"step"}:
+        ours = {int(row["step"]): float(row[column]) for row in rows if row[column]}
+        assert scalars[column] == pytest.approx(ours)
+    config = yaml.safe_load((file.parent / "files" / "config.yaml").read_text())
+    assert config["config"]["value"]["data"]["init_args"]["global_batch_size"] == 6
+    texts: dict[str, str] = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "media":
+            for item in record.media.value.items:
+                kept = file.parent / "media" / "text" / item.filename
+                texts[record.media.key] = texts.get(record.media.key, "") + kept.read_text() + "\n"
+    assert texts.keys() == {"tables/samples", "alert/run finished"}
+    samples = [json.loads(line) for line in texts["tables/samples"].splitlines()]
+    assert samples == read_json_lines((tmp_path / "run" / "samples.jsonl").read_text())

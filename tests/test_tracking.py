@@ -190,9 +190,11 @@ def test_loss_and_bits_per_byte_are_right(short_run, short_documents, bpe):
 
 
 def recorded(file: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, float]]]:
-    """What an offline run says of itself, its config and its history."""
+    """What an offline run says of itself, its config and its history; it tells once of its end."""
     records = wandb_records(file)
     (about,) = (record["run"] for record in records if record["type"] == "run")
+    alerts = [record["alert"]["title"] for record in records if record["type"] == "alert"]
+    assert alerts == ["run finished"]
     config: dict[str, Any] = {}
     for record in records:
         config |= record.get("config", {}).get("update", {})

@@ -62,7 +62,7 @@ class Tracking(Callback):
         else:
             rows = rows[:: max(1, -(-len(rows) // few))]
         for listener in self.listeners if rows else []:
-            listener.table(place.stem, rows, step)
+            listener.table(f"tables/{place.stem}", rows, step)  # `samples` is a metric, too
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what the run started from, where W&B is online."""
