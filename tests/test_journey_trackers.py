@@ -25,6 +25,7 @@ from faults.kit import (
     words,
     write_examples,
 )
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 
 from ptft_lightning.errors import UserError
@@ -34,7 +35,7 @@ from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.modules.spikes import Spikes
 from ptft_lightning.modules.tracking import Tracking
 from ptft_lightning.tracking import artifacts
-from ptft_lightning.tracking.identity import group_of
+from ptft_lightning.tracking.identity import group_of, wandb_logger
 
 STEPS = 4
 
@@ -118,6 +119,16 @@ def test_a_lineage_is_a_group_and_a_phase_a_job_type(both):
 )
 def test_the_group_of_what_was_not_tracked_is_its_first_bundle(parents, group):
     assert group_of(parents, "mine") == group
+
+
+def test_other_ranks_note_no_id(tmp_path, monkeypatch):
+    """Started at once by a launcher, they would each note another one."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    wandb_logger(tmp_path / "run", "pretrain", [])
+    assert not (tmp_path / "run" / "wandb_id").exists()
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    logger = wandb_logger(tmp_path / "run", "pretrain", [])
+    assert (tmp_path / "run" / "wandb_id").read_text() == f"{logger.version}\n"
 
 
 def test_tables_of_samples_and_predictions(both):
