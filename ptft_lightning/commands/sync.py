@@ -50,6 +50,7 @@ def sync(run_dir: str, entity: str | None = None, dry_run: bool = False) -> None
             "there is no key for W&B here: `wandb login`, or set WANDB_API_KEY (and "
             "WANDB_BASE_URL for a server of your own)"
         )
+    _try_server()
     _upload_records(files, entity)
     if bundle is not None:
         names = {"project": PROJECT, **lineage.get("tracking", {})}
@@ -80,6 +81,16 @@ def planned(ident: str, files: list[Path], bundle: Path | None) -> list[str]:
         lines += [f"use {name}" for name in inputs_of(opened.lineage)]
         lines.append(f"log {artifact_name(ident)}:{opened.hash} {bundle}")
     return lines
+
+
+def _try_server() -> None:
+    """W&B's own sync never gives up on a server that is out of reach."""
+    import wandb
+
+    try:
+        wandb.Api()
+    except Exception as error:  # W&B's own, those of the network
+        raise UserError(f"W&B cannot be used: {reason(error)}") from error
 
 
 def _upload_records(files: list[Path], entity: str | None) -> None:
