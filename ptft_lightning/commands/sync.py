@@ -98,8 +98,9 @@ def _upload_records(files: list[Path], entity: str | None) -> None:
         return
     command = [sys.executable, "-m", "wandb", "sync", *map(str, files)]
     command += ["--entity", entity] if entity else []
-    # A mode of offline would end it before it begins.
-    done = subprocess.run(command, env={**os.environ, "WANDB_MODE": "online"}, check=False)
+    # A mode of offline would end it before it begins; its log goes to the run's.
+    own = {"WANDB_MODE": "online", "WANDB_DIR": str(files[0].parents[2])}
+    done = subprocess.run(command, env={**os.environ, **own}, check=False)
     if left := [str(file) for file in files if not _is_synced(file)]:
         raise UserError(
             f"`wandb sync` ended with {done.returncode} and left {', '.join(left)}: see above"

@@ -283,9 +283,9 @@ def read_audit(run_dir: Path) -> list[dict[str, Any]]:
 def wandb_records(file: Path) -> list[dict[str, Any]]:
     """What an offline run recorded, as W&B's own reader tells it: each with its `type`."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    told = subprocess.run(
-        command, env={**os.environ, "WANDB_MODE": "offline"}, capture_output=True, check=True
-    )
+    # Its own log goes beside the record, not into the working directory.
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(file.parents[2])}
+    told = subprocess.run(command, env=environment, capture_output=True, check=True)
     return [json.loads(line) for line in told.stdout.decode().split("\n") if line]
 
 
