@@ -29,6 +29,7 @@ COMMANDS = {
         "ptft_lightning.commands.doctor",
         "is this machine ready? with a tiny run",
     ),
+    "sync": ("ptft_lightning.commands.sync", "upload a run that W&B recorded offline, linked"),
     "report": ("ptft_lightning.commands.report", "draw a run, or several, as one HTML page"),
     "generate": ("ptft_lightning.commands.generate", "go on with prompts, or fill their masks"),
     "score": ("ptft_lightning.commands.score", "how likely a model finds texts"),

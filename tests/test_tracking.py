@@ -8,10 +8,8 @@ import math
 import os
 import pty
 import random
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,11 @@ from faults.kit import (
     launch,
     pretrain,
     read_metrics,
+    wandb_records,
     weights,
     words,
     write_examples,
 )
-from wandb.proto import wandb_internal_pb2
 
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
 from ptft_lightning.commands import trainer_options
@@ -191,34 +189,16 @@ def test_loss_and_bits_per_byte_are_right(short_run, short_documents, bpe):
 # Weights & Biases.
 
 
-def wandb_records(file: Path) -> Iterator[Any]:
-    """What an offline run recorded: protobuf messages in leveldb's log format."""
-    content, at, whole = file.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        if 2**15 - at % 2**15 < 7:
-            at += 2**15 - at % 2**15
-            continue
-        length, kind = struct.unpack_from("<HB", content, at + 4)
-        whole += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            yield record
-            whole = b""
-
-
-def recorded(file: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Config and history of an offline run."""
+def recorded(file: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, float]]]:
+    """What an offline run says of itself, its config and its history; it tells once of its end."""
+    records = wandb_records(file)
+    (about,) = (record["run"] for record in records if record["type"] == "run")
+    alerts = [record["alert"]["title"] for record in records if record["type"] == "alert"]
+    assert alerts == ["run finished"]
     config: dict[str, Any] = {}
-    history = []
-    for record in wandb_records(file):
-        updates = [*record.config.update, *record.run.config.update]
-        config |= {u.key or u.nested_key[0]: json.loads(u.value_json) for u in updates}
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            history.append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in items})
-    return config, history
+    for record in records:
+        config |= record.get("config", {}).get("update", {})
+    return about, config, [r["history"]["item"] for r in records if r["type"] == "history"]
 
 
 def test_wandb_offline_by_default_one_run_across_ranks_and_resumes(store, bpe_path, tmp_path):
@@ -232,7 +212,9 @@ def test_wandb_offline_by_default_one_run_across_ranks_and_resumes(store, bpe_pa
     ident = (tmp_path / "run" / "wandb_id").read_text().strip()
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert [file.name for file in files] == [f"run-{ident}.wandb"] * 2, "one a command, one id"
-    (config, first), (_, second) = map(recorded, files)
+    (about, config, first), (again, _, second) = map(recorded, files)
+    for one in (about, again):
+        assert (one["run_id"], one["run_group"], one["job_type"]) == (ident, ident, "pretrain")
     assert int(config["config"]["trainer"]["devices"]) == 2
     assert config["config"]["data"]["init_args"]["global_batch_size"] == 6
     assert config["config"]["model"]["init_args"]["backbone"]["init_args"]["dropout"] == 0.1

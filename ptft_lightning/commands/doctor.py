@@ -200,8 +200,9 @@ def check_tracking() -> Findings:
     if mode != "online":
         yield Finding("ok", f"W&B is {mode}: nothing leaves this machine{hub}")
         return
-    keys = (Path.home() / ".netrc", Path.home() / "_netrc")
-    if "WANDB_API_KEY" in os.environ or any(key.is_file() for key in keys):
+    from ptft_lightning.tracking.identity import has_key
+
+    if has_key():
         yield Finding("ok", f"W&B is online at {server}")
     else:
         yield Finding(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import uuid
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.checkpoints import is_whole, last_checkpoint, list_checkpoints
 from ptft_lightning.modules.csv_metrics import CsvMetrics
+from ptft_lightning.modules.phase import PhaseModule
 
 SHARED_KEYS = ("trainer", "model", "data")  # of a fit's config, those other commands read
 
@@ -126,35 +126,15 @@ def _value(args: list[str], name: str) -> str | None:
     return None
 
 
-def build_loggers(given: Any, run_dir: Path) -> list[Logger]:
-    """metrics.csv always; W&B unless other loggers were given (False: none).
-
-    W&B is offline unless WANDB_MODE says otherwise, so that no account is needed; a resumed run
-    keeps its id.
-    """
+def build_loggers(given: Any, run_dir: Path, module: PhaseModule) -> list[Logger]:
+    """metrics.csv always; W&B unless other loggers were given (False: none)."""
     own: list[Logger] = [CsvMetrics(run_dir / "metrics.csv")]
     if given is False:
         return own
     if given not in (None, True):
         return own + (list(given) if isinstance(given, (list, tuple)) else [given])
-    mode = os.environ.get("WANDB_MODE", "offline")
-    if mode == "disabled":
+    if os.environ.get("WANDB_MODE") == "disabled":
         return own
-    run_dir.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("WANDB_SILENT", "true")
-    wandb = WandbLogger(
-        name=run_dir.name,
-        project="ptft_lightning",
-        save_dir=str(run_dir),
-        id=_wandb_id(run_dir),
-        resume="allow",
-        offline=mode != "online",
-    )
-    return [*own, wandb]
+    from ptft_lightning.tracking.identity import wandb_logger  # a leaf
 
-
-def _wandb_id(run_dir: Path) -> str:
-    file = run_dir / "wandb_id"
-    if not file.is_file():
-        file.write_text(uuid.uuid4().hex[:8] + "\n")
-    return file.read_text().strip()
+    return [*own, wandb_logger(run_dir, module.phase, module.parents())]

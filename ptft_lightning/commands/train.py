@@ -154,8 +154,7 @@ class CLI(ConfigCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what every run has: metrics.csv, W&B, checkpoints, preemption, progress, audit."""
-        options = self._get(self.config_init, "trainer")
-        run_dir = Path(self.options.run_dir)
+        options, run_dir = self._get(self.config_init, "trainer"), Path(self.options.run_dir)
         checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
         self.spikes: Spikes = self._get(self.config_init, "spikes")
         for part in (checkpoints, self.spikes, self._get(self.config_init, "samples")):
@@ -166,7 +165,8 @@ class CLI(ConfigCLI):
         self.datamodule.told = lambda: self.preempt.noted
         # The audit comes first: a checkpoint must not know a step that the audit does not.
         audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
-        from ptft_lightning.costs.watch import Costs  # a leaf
+        from ptft_lightning.costs.watch import Costs  # leaves
+        from ptft_lightning.modules.tracking import Tracking
 
         callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress(), Costs(run_dir)]
         given = options.callbacks or []
@@ -176,13 +176,15 @@ class CLI(ConfigCLI):
         options.plugins = [*plugins, AtomicCheckpointIO(checkpoints.asynchronous)]
         options.default_root_dir = options.default_root_dir or str(run_dir)
         fitting = self.subcommand == "fit" and not options.fast_dev_run
-        options.logger = build_loggers(options.logger, run_dir) if fitting else False
+        options.logger = build_loggers(options.logger, run_dir, self.model) if fitting else False
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
             given = ", ".join(f"{k} {options[k]!r}" for k in ("accelerator", "devices", "strategy"))
             raise UserError(f"trainer ({given}): {one_line(str(error))}") from error
         refuse_launch(trainer)
+        self.tracking = Tracking(run_dir, self.spikes, checkpoints)
+        cast(Any, trainer).callbacks.append(self.tracking)  # behind those whose files it reads
         return trainer
 
     def before_fit(self) -> None:
@@ -203,17 +205,17 @@ class CLI(ConfigCLI):
         if cast(Any, self.trainer).fast_dev_run:
             return
         if self.trainer.is_global_zero:
-            if self.options.report:
-                from ptft_lightning.commands.report import write_beside
-
-                write_beside(Path(self.options.run_dir))
+            from ptft_lightning.commands.report import write_beside  # leaves
             from ptft_lightning.modules.footprint import saved
 
+            if self.options.report:
+                write_beside(Path(self.options.run_dir))
             say(saved(Path(self.options.run_dir)))
         if isinstance(self.model, FinetuneModule):
             from ptft_lightning.modules.reproduction import reproduce
 
             reproduce(self.trainer, self.model, Path(self.options.run_dir))
+        self.tracking.finish(self.trainer)
         say(f"done: {Path(self.options.run_dir) / 'bundle'}")
 
     def _leave(self, code: int) -> None:

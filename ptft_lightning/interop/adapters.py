@@ -148,6 +148,13 @@ def as_start(bundle: Bundle, tuning: Mapping[str, Any]) -> Bundle:
     return bundle if same else MergedBundle(bundle)
 
 
+def open_start(init_from: str | None, base: str | None, tuning: Mapping[str, Any]) -> Bundle | None:
+    """What `--model.init_from` names, as a run with `tuning` starts from it."""
+    from ptft_lightning.interop.open import open_model
+
+    return None if init_from is None else as_start(open_model(init_from, base), tuning)
+
+
 def plain(bundle: Bundle) -> Bundle:
     """The bundle without low-rank adapters beside its weights."""
     return as_start(bundle, FULL)

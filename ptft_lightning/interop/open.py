@@ -29,7 +29,8 @@ FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
 
 def open_model(path: str | Path, base: str | None = None) -> Bundle:
-    """What `--model.init_from` names: a Hugging Face folder or hub id, or one of our bundles.
+    """What `--model.init_from` names: a Hugging Face folder or hub id, or one of our bundles, also
+    as an artifact of W&B's (`wandb://[entity/]project/name[:alias]`).
 
     Args:
         path: Where it is.
@@ -38,6 +39,10 @@ def open_model(path: str | Path, base: str | None = None) -> Bundle:
     Raises:
         UserError: it is none of these, not whole, or holds a model that is not one of ours.
     """
+    if str(path).startswith("wandb://"):
+        from ptft_lightning.tracking.artifacts import open_artifact
+
+        return _completed(open_artifact(str(path)), base)
     folder = Path(path)
     if not folder.exists() and HUB_ID.fullmatch(str(path)) and not folder.parent.exists():
         folder = _fetch(str(path))
@@ -46,8 +51,7 @@ def open_model(path: str | Path, base: str | None = None) -> Bundle:
 
         return open_peft(folder, base)
     if not is_huggingface(folder):
-        own = open_bundle(path)
-        return AdapterBundle(own, base) if "base" in own.config else own
+        return _completed(open_bundle(path), base)
     bundle = HuggingFaceBundle(folder)
     bundle.path = str(path)
     if bundle.config["phase"] == "finetune" and not frames_alike(bundle.tokenizer):
@@ -58,6 +62,10 @@ def open_model(path: str | Path, base: str | None = None) -> Bundle:
             file=sys.stderr,
         )
     return bundle
+
+
+def _completed(own: Bundle, base: str | None) -> Bundle:
+    return AdapterBundle(own, base) if "base" in own.config else own
 
 
 def is_huggingface(folder: Path) -> bool:

@@ -33,7 +33,7 @@ class FinetuneModule(PhaseModule):
     Args:
         task: What is predicted, such as Classification.
         init_from: A bundle, run directory or checkpoint of phase one (or of phase two, to go on
-            with its task), or a Hugging Face folder.
+            with its task), a Hugging Face folder, or wandb://[entity/]project/name[:alias].
         tuning: Which parameters train, such as Full or Frozen.
         optimizer: Optimizer and schedule.
         from_scratch: Keep the bundle's tokenizer and shape but not its weights: the baseline that
@@ -273,9 +273,12 @@ class FinetuneModule(PhaseModule):
         }
 
     def lineage(self) -> dict[str, Any]:
+        """See `PhaseModule`."""
+        return super().lineage() | {"measured": self.measured}
+
+    def parents(self) -> list[dict[str, Any]]:
         """See `PhaseModule`; from scratch nothing but the shape is inherited."""
-        facts = super().lineage() | {"measured": self.measured}
-        return facts | {"parents": []} if self.from_scratch else facts
+        return [] if self.from_scratch else super().parents()
 
     def on_predict_epoch_start(self) -> None:
         """See `on_validation_epoch_start`."""

@@ -15,7 +15,7 @@ from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.module import PhaseData
 from ptft_lightning.data.sample_order import random_key
 from ptft_lightning.errors import UserError
-from ptft_lightning.handoff.bundle import CHECKPOINT_KEY, Bundle
+from ptft_lightning.handoff.bundle import CHECKPOINT_KEY
 from ptft_lightning.handoff.lineage import parent_of, versions
 from ptft_lightning.handoff.preflight import check_resume
 from ptft_lightning.modules import optimizers
@@ -53,7 +53,9 @@ class PhaseModule(L.LightningModule):
         self.compile_layers = compile_layers
         self.activation_checkpointing = activation_checkpointing
         self.tuning = tuning or Full()
-        self.bundle = None if init_from is None else _open(init_from, base, self.tuning)
+        from ptft_lightning.interop.adapters import open_start  # a leaf
+
+        self.bundle = open_start(init_from, base, self.tuning.described)
         self.factors: dict[Tensor, float] = {}
         self.built = False
         self.train_meter, self.eval_meter = Meter(), Meter()
@@ -196,9 +198,8 @@ class PhaseModule(L.LightningModule):
             "tokens_per_s": sums.tokens / max(now - self.clock, 1e-9),
             "data_stall": self.data.take_waited() / max(now - self.clock, 1e-9),
             "padding_waste": 1 - sums.tokens / max(sums.places, 1.0),
+            "seconds_per_step": (now - self.clock) / max(1, self.global_step - self.logged_step),
         }
-        steps = max(1, self.global_step - self.logged_step)
-        values["seconds_per_step"] = (now - self.clock) / steps
         self.clock, self.logged_step = now, self.global_step
         self.train_values = values
         for logger in self.trainer.loggers:
@@ -272,10 +273,11 @@ class PhaseModule(L.LightningModule):
 
     def lineage(self) -> dict[str, Any]:
         """Facts of this run for lineage.json; every rank must call it."""
+        from ptft_lightning.tracking.identity import tracking  # a leaf
+
         # Those since the last report are still in the meter.
         unreported = torch.tensor(self.train_meter.tokens, device=self.device)
         unreported = self.trainer.strategy.reduce(unreported, reduce_op="sum")
-        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
         return {
             "steps": self.global_step,
             "samples": self.data.segments.span(self.global_step)[0],
@@ -287,14 +289,12 @@ class PhaseModule(L.LightningModule):
             "data": self.data.identity(),
             "segments": self.data.segments.state(),
             "stores": self.data.places,
-            "metrics": metrics,
+            "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
             "versions": versions(),
-            "parents": [parent_of(self.bundle)] if self.bundle is not None else [],
+            "parents": self.parents(),
+            **tracking(self.trainer.loggers),
         }
 
-
-def _open(init_from: str, base: str | None, tuning: Tuning) -> Bundle:
-    from ptft_lightning.interop.adapters import as_start  # leaves
-    from ptft_lightning.interop.open import open_model
-
-    return as_start(open_model(init_from, base), tuning.described)
+    def parents(self) -> list[dict[str, Any]]:
+        """What lineage.json says of the bundle that the run started from."""
+        return [] if self.bundle is None else [parent_of(self.bundle)]

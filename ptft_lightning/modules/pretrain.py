@@ -31,8 +31,9 @@ class PretrainModule(PhaseModule):
             init_from, which brings its own.
         optimizer: Optimizer and schedule.
         vocab_size: Rows of the embedding; default: as many as the tokenizer has ids.
-        init_from: A bundle, run or checkpoint of either phase, or a Hugging Face folder, to go on
-            from with a new schedule; a tokenizer that extends its own brings new tokens.
+        init_from: A bundle, run or checkpoint of either phase, a Hugging Face folder, or
+            wandb://[entity/]project/name[:alias], to go on from with a new schedule; a tokenizer
+            that extends its own brings new tokens.
         compile_layers: Compile each layer with torch.compile.
         activation_checkpointing: Recompute each layer in the backward pass to save memory.
         seed: Decides the initial values and dropout.

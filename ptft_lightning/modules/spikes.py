@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections import deque
+from collections.abc import Callable
 from itertools import count, pairwise
 from pathlib import Path
 from subprocess import Popen
@@ -123,6 +124,7 @@ class Spikes(Callback):
         self.ended = False
         self.go_back_to: Path | None = None
         """The checkpoint from which an ended fit goes on; None: nothing helps."""
+        self.tell: Callable[[str], None] = say  # who wants to know, beside the terminal
 
     @property
     def file(self) -> Path:
@@ -222,20 +224,20 @@ class Spikes(Callback):
         place = last_before(self.checkpoints.directory, start) if trainer.is_global_zero else None
         place = trainer.strategy.broadcast(place)
         if place is None and all(map(math.isfinite, self.detector.high)):
-            say(f"{told}; there is no checkpoint from before it, so the run goes on")
+            self.tell(f"{told}; there is no checkpoint from before it, so the run goes on")
             self._forget()
             return
         if place is None:
-            say(f"{told}, and there is no checkpoint from before it to go back to")
+            self.tell(f"{told}, and there is no checkpoint from before it to go back to")
         elif (many := len(self.skips)) >= self.max_skips:
-            say(f"{told}: {many} stretches of text were left out already (spikes.max_skips)")
+            self.tell(f"{told}: {many} stretches of text were left out already (spikes.max_skips)")
         else:
             self.go_back_to = place
             first, after = self._samples(trainer, start)
             self.skips.append(
                 {"samples": [first, after], "step": start, "began": began, "seen": step}
             )
-            say(
+            self.tell(
                 f"{told}: going back to '{place}', samples {first} to {after - 1} are left out; "
                 f"`show-samples --run_dir {self.run_dir} --skipped true` shows them"
             )

@@ -280,6 +280,21 @@ def read_audit(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "audit").read_text().splitlines()]
 
 
+def wandb_records(file: Path) -> list[dict[str, Any]]:
+    """What an offline run recorded, as W&B's own reader tells it: each with its `type`."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    # Its own log goes beside the record, not into the working directory.
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(file.parents[2])}
+    told = subprocess.run(command, env=environment, capture_output=True, check=True)
+    return [json.loads(line) for line in told.stdout.decode().split("\n") if line]
+
+
+def wandb_file(run_dir: Path) -> Path:
+    """The record of a run that was started once."""
+    (file,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
+    return file
+
+
 def read_json_lines(text: str) -> list[dict[str, Any]]:
     """Predictions."""
     return [json.loads(line) for line in text.split("\n") if line]
