@@ -31,9 +31,7 @@ from ptft_lightning.commands.trainer_options import (
     refuse_unsupported,
     tell_slow_precision,
 )
-
-# This and PretrainModule are named on the command line, and found by their short names.
-from ptft_lightning.data.corpus import CorpusDataModule  # noqa: F401
+from ptft_lightning.data.corpus import CorpusDataModule  # noqa: F401 - found by its short name
 from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.errors import UserError
