@@ -67,7 +67,7 @@ def measure_prepare(file: str, tokenizer: Tokenizer, folder: Path, repeats: int)
 
     def prepare(workers: int) -> None:
         shutil.rmtree(folder / "store", ignore_errors=True)
-        unit = -(-os.path.getsize(file) // (4 * cores))
+        unit = -(-os.path.getsize(file) // (32 * cores))  # so that the last are not waited for long
         prepare_store([file], tokenizer, folder / "store", unit_bytes=unit, workers=workers)
 
     ways = {

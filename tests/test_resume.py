@@ -31,6 +31,7 @@ from faults.kit import (
 )
 
 from ptft_lightning.cli import main
+from ptft_lightning.modules.checkpoints import Checkpoints, list_checkpoints
 from ptft_lightning.modules.preempt import EXIT_CODE
 
 STEPS = 20
@@ -140,6 +141,28 @@ def test_a_killed_run_resumes_to_the_same_bits(killed, undisturbed, case):
 def read_audit_so_far(run_dir: Path) -> list[str]:
     """The lines of an audit whose last one may be torn."""
     return (run_dir / "audit").read_text().splitlines()
+
+
+@both_phases
+def test_a_run_that_ends_right_after_a_save_has_the_row_of_its_step(
+    options, undisturbed, monkeypatch
+):
+    """Nothing comes between the checkpoint of a step and what is told of it."""
+    save, parts = Checkpoints.save, options("parts", checkpoint__every_n_steps=7)
+
+    def last(self: Checkpoints, trainer: Any) -> None:
+        save(self, trainer)
+        raise RuntimeError("the machine burns")
+
+    monkeypatch.setattr(Checkpoints, "save", last)
+    with pytest.raises(RuntimeError, match="the machine burns"):
+        call(words("fit", parts))
+    monkeypatch.undo()
+    run_dir = Path(parts["run_dir"])
+    assert list_checkpoints(run_dir / "checkpoints")[-1].name == "step=00000007.ckpt"
+    assert read_metrics(run_dir)[-1]["step"] == "7"
+    assert resume(parts).code == 0
+    assert_same_runs(undisturbed[options.phase], run_dir)
 
 
 @pytest.mark.slow

@@ -50,18 +50,19 @@ class PhaseModule(L.LightningModule):
         super().__init__()
         self.optimizer_config, self.seed = optimizer, seed
         self.schedule = optimizers.learning_rate
-        self.compile_layers = compile_layers
-        self.activation_checkpointing = activation_checkpointing
+        self.compile_layers, self.activation_checkpointing = (
+            compile_layers,
+            activation_checkpointing,
+        )
         self.tuning = tuning or Full()
         from ptft_lightning.interop.adapters import open_start  # a leaf
 
         self.bundle = open_start(init_from, base, self.tuning.described)
-        self.factors: dict[Tensor, float] = {}
-        self.built = False
+        self.built, self.factors = False, dict[Tensor, float]()
         self.train_meter, self.eval_meter = Meter(), Meter()
         self.tokens_seen, self.rate = 0, 0.0
         self.grad_norm: Tensor | None = None
-        self.clock, self.logged_step = time.perf_counter(), 0
+        self.clock, self.logged_step, self.unlogged = time.perf_counter(), 0, False
         self.train_values: dict[str, float] = {}
 
     # What a phase says of itself.
@@ -160,6 +161,7 @@ class PhaseModule(L.LightningModule):
         """Settings of this step, whatever state was restored."""
         self.rate = self.schedule(self.optimizer_config, self.global_step, self.trainer.max_steps)
         apply_settings(optimizer, self.optimizer_config, self.rate, self.factors)
+        self.unlogged = True
 
     def configure_gradient_clipping(
         self,
@@ -180,15 +182,16 @@ class PhaseModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every `log_every_n_steps` steps; nothing is read from the device between."""
-        trainer = cast(Any, self.trainer)
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and self.global_step % max(1, trainer.log_every_n_steps) == 0:
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self._log_training()
 
     def _log_training(self) -> None:
+        every = max(1, cast(Any, self.trainer).log_every_n_steps)
+        if self.global_step % every or not self.unlogged:
+            return
         sums, now = self.train_meter.take(self.trainer.strategy), time.perf_counter()
         self.tokens_seen += int(sums.tokens)
-        values = {
+        self.train_values = values = {
             **{f"train_{k}": v for k, v in self.summary(sums.losses, sums.metrics).items()},
             **{f"train_{k}": v for k, v in sums.sources.items()},
             "lr": self.rate,
@@ -200,8 +203,7 @@ class PhaseModule(L.LightningModule):
             "padding_waste": 1 - sums.tokens / max(sums.places, 1.0),
             "seconds_per_step": (now - self.clock) / max(1, self.global_step - self.logged_step),
         }
-        self.clock, self.logged_step = now, self.global_step
-        self.train_values = values
+        self.clock, self.logged_step, self.unlogged = now, self.global_step, False
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=self.global_step)
 
@@ -256,6 +258,7 @@ class PhaseModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Embed what is needed to start another phase from the checkpoint alone."""
+        self._log_training()  # first: a checkpoint must not know a step that metrics.csv does not
         lineage = self.lineage()
         checkpoint[CHECKPOINT_KEY] = {
             "config": {"format": 1, **self.bundle_config()},
@@ -275,9 +278,8 @@ class PhaseModule(L.LightningModule):
         """Facts of this run for lineage.json; every rank must call it."""
         from ptft_lightning.tracking.identity import tracking  # a leaf
 
-        # Those since the last report are still in the meter.
-        unreported = torch.tensor(self.train_meter.tokens, device=self.device)
-        unreported = self.trainer.strategy.reduce(unreported, reduce_op="sum")
+        mine = torch.tensor(self.train_meter.tokens, device=self.device)  # since the last report
+        unreported = self.trainer.strategy.reduce(mine, reduce_op="sum")
         return {
             "steps": self.global_step,
             "samples": self.data.segments.span(self.global_step)[0],
