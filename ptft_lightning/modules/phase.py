@@ -182,8 +182,7 @@ class PhaseModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log every `log_every_n_steps` steps; nothing is read from the device between."""
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            self._log_training()
+        self._log_training()
 
     def _log_training(self) -> None:
         every = max(1, cast(Any, self.trainer).log_every_n_steps)
@@ -223,9 +222,7 @@ class PhaseModule(L.LightningModule):
         """See `evaluate`."""
         self.evaluate(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """See `evaluate`."""
-        self.evaluate(batch)
+    test_step = validation_step
 
     def eval_values(self) -> dict[str, float]:
         """Metrics of the pass that ended, over all ranks."""
