@@ -36,6 +36,7 @@ from ptft_lightning.modules.spikes import Spikes
 from ptft_lightning.modules.tracking import Tracking
 from ptft_lightning.tracking import artifacts
 from ptft_lightning.tracking.identity import group_of, wandb_logger
+from ptft_lightning.tracking.listeners import WandbListener
 
 STEPS = 4
 
@@ -255,6 +256,7 @@ def test_where_wandb_has_a_parent(parent, name):
         ("wandb://n", "online", "[entity/]project/name[:alias]"),
         ("wandb://a/b/c/d", "online", "[entity/]project/name[:alias]"),
         ("wandb://e/p/n:", "online", "[entity/]project/name[:alias]"),
+        ("wandb://../../x:v3", "online", "[entity/]project/name[:alias]"),
     ],
 )
 def test_an_artifact_that_cannot_be_had_is_refused(
@@ -311,6 +313,24 @@ def test_a_bundle_as_an_artifact_and_a_failed_upload(both, tmp_path, monkeypatch
     assert facts == {"hash": own, "phase": "finetune", "steps": 5, "parents": [parent]}
     files = {entry["path"]: entry["local_path"] for entry in artifact["manifest"]["contents"]}
     assert files == {file.name: str(file) for file in (both / "two" / "bundle").iterdir()}
+
+
+def test_a_tracker_that_takes_no_table_costs_a_line(store, bpe_path, tmp_path, monkeypatch):
+    """As where W&B's directory for them is on a full disk; nor does an alert end a run."""
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(WandbListener, "table", full)
+    monkeypatch.setattr(WandbListener, "alert", full)
+    options = pretrain(tmp_path / "run", store, bpe_path, trainer__max_steps=2)
+    shown = {"trainer.val_check_interval": 2, "samples.count": 2}
+    run = call(words("fit", options | shown), WANDB_MODE="offline", HOME=str(tmp_path))
+    wandb.teardown()
+    assert run.code == 0, run.err
+    assert "W&B did not take 'tables/samples': no space left" in run.err
+    assert "W&B did not take the alert 'run finished': no space left" in run.err
+    assert (tmp_path / "run" / "bundle").is_dir()
 
 
 # Others in its place.

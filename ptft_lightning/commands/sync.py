@@ -117,10 +117,13 @@ def _link(run_dir: Path, ident: str, entity: str | None, project: str) -> None:
     names: dict[str, Any] = {"entity": entity, "project": project, "id": ident}
     try:
         with wandb.init(**names, dir=run_dir, resume="must", settings=quiet) as run:
+            print(f"uploaded as {upload(run, bundle)}")
             use_inputs(run, lineage)
-            print(f"linked as {upload(run, bundle)}")
     except Exception as error:  # W&B's own, those of the network
-        first = "; if an artifact that it uses is not there, sync the run that made it first"
+        first = (
+            "; if an artifact that it uses is not there, sync the run that made it first (a bundle "
+            "that is in no run's directory any more, or a checkpoint, is no artifact)"
+        )
         raise UserError(f"'{run_dir}' was not linked: {reason(error)}{first}") from error
 
 

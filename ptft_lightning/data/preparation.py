@@ -115,7 +115,7 @@ def begin(data: CorpusDataModule) -> None:
             f"no token store at '{data.store}', nor one that grows: start `prepare` first, or give "
             "data.files"
         )
-    if data.files and not is_being_prepared(data.store):
+    if data.files and is_being_prepared(data.store) is False:
         other = {k: v for k, v in (plan or {}).items() if k in OURS and OURS[k] != v}
         if other:
             said = ", ".join(shown_change(k, v, OURS[k]) for k, v in other.items())

@@ -54,7 +54,12 @@ class AdapterBundle(Bundle):
 
         wanted, others = self.config["base"]["hash"], []
         for place in self._places():
-            found = open_model(place, self.elsewhere)
+            try:
+                found = open_model(place, self.elsewhere)
+            except UserError:
+                if place.startswith("wandb://"):  # what it names is for those who can set init_from
+                    break
+                raise
             if found.hash == wanted:
                 return as_start(found, self.config["tuning"])
             others.append(f"'{found.path}' is {found.hash}")

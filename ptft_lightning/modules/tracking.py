@@ -29,8 +29,8 @@ SHOWN = 1000  # predictions of a table, evenly spaced in larger files
 class Tracking(Callback):
     """Tables of samples and predictions, alerts, and W&B's graph of artifacts; rank 0 only.
 
-    It comes after all other callbacks, whose files it reads. A bundle that W&B does not take costs
-    a line, not the run.
+    It comes after all other callbacks, whose files it reads. What a tracker does not take costs a
+    line, not the run.
     """
 
     def __init__(self, run_dir: Path, spikes: Spikes, checkpoints: Checkpoints) -> None:
@@ -48,21 +48,26 @@ class Tracking(Callback):
     def alert(self, title: str, text: str, level: Level) -> None:
         """Tell a person."""
         for listener in self.listeners:
-            listener.alert(title, text, level, self.step)
+            tell = partial(listener.alert, title, text, level, self.step)
+            self._try(f"{listener.name} did not take the alert '{title}'", tell)
 
     def table(self, file: str, step: int, few: int | None = None) -> None:
         """Show the lines of one of the run's files: those of a step, or at most so many of all."""
         place = self.run_dir / file
         if not self.listeners or not place.is_file():
             return
-        # Not splitlines: text may hold separators that end no line of a file.
-        rows = [json.loads(line) for line in place.read_text(encoding="utf-8").split("\n") if line]
+        # Not splitlines: text may hold separators that end no line of a file. What follows the last
+        # line end was torn by a kill.
+        lines = place.read_text(encoding="utf-8").split("\n")[:-1]
+        rows = [json.loads(line) for line in lines if line]
         if few is None:
             rows = [row for row in rows if row["step"] == step]
         else:
             rows = rows[:: max(1, -(-len(rows) // few))]
+        name = f"tables/{place.stem}"  # `samples` is a metric, too
         for listener in self.listeners if rows else []:
-            listener.table(f"tables/{place.stem}", rows, step)  # `samples` is a metric, too
+            show = partial(listener.table, name, rows, step)
+            self._try(f"{listener.name} did not take '{name}'", show)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what the run started from, where W&B is online."""
@@ -71,7 +76,12 @@ class Tracking(Callback):
         if self.online:
             lineage = {"parents": cast(PhaseModule, pl_module).parents()}
             for run in self.online:
-                self._try("what the run started from", partial(use_inputs, run, lineage))
+                use = partial(use_inputs, run, lineage)
+                self._try("W&B did not take what the run started from", use, later=True)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """What is told from now on is of this step; some callbacks hear of its end before us."""
+        self.step = trainer.global_step + 1
 
     def on_train_batch_end(
         self,
@@ -121,13 +131,15 @@ class Tracking(Callback):
         """Upload the bundle, where W&B is online, and tell of the end; every rank must call it."""
         bundle = self.run_dir / "bundle"
         for run in self.online:
-            self._try(f"the bundle '{bundle}'", partial(upload, run, bundle))
+            put = partial(upload, run, bundle)
+            self._try(f"W&B did not take the bundle '{bundle}'", put, later=True)
         self.alert("run finished", f"the bundle is '{bundle}'", "INFO")
         trainer.strategy.barrier()  # a launcher may end all ranks soon after the first
 
-    def _try(self, what: str, action: Callable[[], Any]) -> None:
+    def _try(self, failed: str, action: Callable[[], Any], later: bool = False) -> None:
+        """`failed` is what to say; `later`: whether `sync` makes up for it."""
         try:
             action()
-        except Exception as error:  # whatever it is, what was trained is whole
-            later = f"`sync --run_dir {self.run_dir}` does it later"
-            say(f"W&B did not take {what}: {reason(error)}; {later}")
+        except Exception as error:  # whatever it is, training does not depend on it
+            known = f"; `sync --run_dir {self.run_dir}` does it later" if later else ""
+            say(f"{failed}: {reason(error)}{known}")

@@ -22,7 +22,7 @@ from ptft_lightning.handoff.bundle import Bundle, open_bundle
 from ptft_lightning.tracking.identity import has_key, mode
 
 SCHEME = "wandb://"
-PART = r"[^/:\s#?%\\]+"
+PART = r"(?!\.\.?(?:[/:]|$))[^/:\s#?%\\]+"  # neither . nor .., which would leave the cache
 ADDRESS = re.compile(rf"(?:{PART}/)?{PART}/{PART}(?::{PART})?")
 VERSION = re.compile(rf"({PART}/{PART}/{PART}):(v\d+)")
 KIND = "model"
@@ -152,8 +152,11 @@ def _download(artifact: Any, target: Path, address: str) -> None:
         try:
             artifact.download(root=str(temporary), skip_cache=True)
             check_hash(temporary, artifact.metadata.get("hash"), address)
-            with contextlib.suppress(FileExistsError):
+            try:
                 temporary.rename(target)
+            except OSError:  # another process was quicker
+                if not target.is_dir():
+                    raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

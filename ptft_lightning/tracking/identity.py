@@ -31,7 +31,8 @@ def has_key() -> bool:
 
 def records_here() -> bool:
     """Whether this process is the one that records, known before a trainer exists."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    # Lightning knows of a node beside the first one only when its trainer is there.
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def wandb_logger(run_dir: Path, phase: str, parents: list[dict[str, Any]]) -> WandbLogger:

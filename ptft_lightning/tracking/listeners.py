@@ -18,6 +18,8 @@ Level = Literal["INFO", "WARN", "ERROR"]
 class Listener:
     """A logger that is told more than metrics."""
 
+    name: str
+
     def __init__(self, logger: Any) -> None:
         self.logger = logger
 
@@ -38,6 +40,8 @@ class Listener:
 class WandbListener(Listener):
     """W&B's tables; its alerts reach people by mail or Slack."""
 
+    name = "W&B"
+
     def table(self, name: str, rows: Rows, step: int) -> None:
         """See `Listener`."""
         import wandb
@@ -55,6 +59,8 @@ class WandbListener(Listener):
 class TensorBoardListener(Listener):
     """Text beside the scalars."""
 
+    name = "TensorBoard"
+
     def text(self, name: str, text: str, step: int) -> None:
         """See `Listener`."""
         self.logger.experiment.add_text(name, text, step)
@@ -62,6 +68,8 @@ class TensorBoardListener(Listener):
 
 class SwanLabListener(Listener):
     """Text beside the scalars."""
+
+    name = "SwanLab"
 
     def text(self, name: str, text: str, step: int) -> None:
         """See `Listener`."""
