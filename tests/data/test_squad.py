@@ -154,7 +154,7 @@ def test_records_that_are_none_are_counted(tmp_path: Path) -> None:
         ("q.json", b'{"data": []}', "holds no questions"),
         ("q.jsonl", b'{"id": \n', "line 1: not JSON"),
         ("q.jsonl", "é\n".encode("latin-1"), "is not UTF-8"),
-        ("q.json.gz", gzip.compress(b'{"data": []}' * 99)[:-9], "is damaged"),
+        ("q.json.gz", gzip.compress(b'{"data": []}' * 99, mtime=0)[:-9], "is damaged"),
         ("q.csv", b"id,question\n", "expected SQuAD's .json, or .jsonl"),
         ("q.jsonl", b"\n", "holds no questions"),
     ],
