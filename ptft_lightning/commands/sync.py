@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.errors import UserError
-from ptft_lightning.handoff.bundle import open_bundle
+from ptft_lightning.handoff.bundle import Bundle, open_bundle
 from ptft_lightning.tracking.artifacts import (
     artifact_name,
     inputs_of,
@@ -37,8 +36,7 @@ def sync(run_dir: str, entity: str | None = None, dry_run: bool = False) -> None
     place = Path(run_dir)
     ident = _id_of(place)
     files = [file for file in records(place) if not _is_synced(file)]
-    bundle = place / "bundle" if (place / "bundle").is_dir() else None
-    lineage: dict[str, Any] = open_bundle(bundle).lineage if bundle else {}
+    bundle = open_bundle(place / "bundle") if (place / "bundle").is_dir() else None
     for line in planned(ident, files, bundle):
         print(line)
     if bundle is None:
@@ -53,8 +51,8 @@ def sync(run_dir: str, entity: str | None = None, dry_run: bool = False) -> None
     _try_server()
     _upload_records(files, entity)
     if bundle is not None:
-        names = {"project": PROJECT, **lineage.get("tracking", {})}
-        _link(place, ident, entity or names.get("entity"), names["project"])
+        names = {"project": PROJECT, **bundle.lineage.get("tracking", {})}
+        _link(place, bundle, ident, entity or names.get("entity"), names["project"])
 
 
 def _id_of(run_dir: Path) -> str:
@@ -73,13 +71,12 @@ def _is_synced(file: Path) -> bool:
     return file.with_name(f"{file.name}.synced").is_file()
 
 
-def planned(ident: str, files: list[Path], bundle: Path | None) -> list[str]:
+def planned(ident: str, files: list[Path], bundle: Bundle | None) -> list[str]:
     """What there is to do, a line each."""
     lines = [f"upload {file}" for file in files]
     if bundle is not None:
-        opened = open_bundle(bundle)
-        lines += [f"use {name}" for name in inputs_of(opened.lineage)]
-        lines.append(f"log {artifact_name(ident)}:{opened.hash} {bundle}")
+        lines += [f"use {name}" for name in inputs_of(bundle.lineage)]
+        lines.append(f"log {artifact_name(ident)}:{bundle.hash} {bundle.path}")
     return lines
 
 
@@ -107,18 +104,16 @@ def _upload_records(files: list[Path], entity: str | None) -> None:
         )
 
 
-def _link(run_dir: Path, ident: str, entity: str | None, project: str) -> None:
+def _link(run_dir: Path, bundle: Bundle, ident: str, entity: str | None, project: str) -> None:
     """Open the uploaded run again for what could not be recorded."""
     import wandb
 
-    bundle = run_dir / "bundle"
-    lineage = json.loads((bundle / "lineage.json").read_text(encoding="utf-8"))
     quiet = wandb.Settings(x_disable_stats=True, console="off", mode="online", silent=True)
     names: dict[str, Any] = {"entity": entity, "project": project, "id": ident}
     try:
         with wandb.init(**names, dir=run_dir, resume="must", settings=quiet) as run:
             print(f"uploaded as {upload(run, bundle)}")
-            use_inputs(run, lineage)
+            use_inputs(run, bundle.lineage)
     except Exception as error:  # W&B's own, those of the network
         first = (
             "; if an artifact that it uses is not there, sync the run that made it first (a bundle "

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ptft_lightning.data.module import say
+from ptft_lightning.handoff.bundle import open_bundle
 from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.modules.phase import PhaseModule
 from ptft_lightning.modules.pretrain import PretrainModule
@@ -84,12 +85,7 @@ class Tracking(Callback):
         self.step = trainer.global_step + 1
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """Tell of a logged loss that is no number, once, where nobody watches for spikes."""
         self.step = trainer.global_step
@@ -131,7 +127,7 @@ class Tracking(Callback):
         """Upload the bundle, where W&B is online, and tell of the end; every rank must call it."""
         bundle = self.run_dir / "bundle"
         for run in self.online:
-            put = partial(upload, run, bundle)
+            put = partial(_upload, run, bundle)
             self._try(f"W&B did not take the bundle '{bundle}'", put, later=True)
         self.alert("run finished", f"the bundle is '{bundle}'", "INFO")
         trainer.strategy.barrier()  # a launcher may end all ranks soon after the first
@@ -143,3 +139,7 @@ class Tracking(Callback):
         except Exception as error:  # whatever it is, training does not depend on it
             known = f"; `sync --run_dir {self.run_dir}` does it later" if later else ""
             say(f"{failed}: {reason(error)}{known}")
+
+
+def _upload(run: Any, directory: Path) -> None:
+    upload(run, open_bundle(directory))

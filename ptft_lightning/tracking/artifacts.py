@@ -58,23 +58,21 @@ def use_inputs(run: Any, lineage: Mapping[str, Any]) -> None:
         run.use_artifact(name)
 
 
-def upload(run: Any, directory: Path) -> str:
-    """Log a bundle as what a run made, wait until it is there; its name.
+def upload(run: Any, bundle: Bundle) -> str:
+    """Log a bundle's directory as what a run made, wait until it is there; its name.
 
     The files are read where they are: W&B would make a copy first.
     """
     import wandb
 
-    bundle = open_bundle(directory)
-    lineage = bundle.lineage
     facts = {
         "hash": bundle.hash,
         "phase": bundle.config["phase"],
-        "steps": lineage.get("steps"),
-        "parents": [parent["hash"] for parent in lineage.get("parents", [])],
+        "steps": bundle.lineage.get("steps"),
+        "parents": [parent["hash"] for parent in bundle.lineage.get("parents", [])],
     }
     artifact = wandb.Artifact(artifact_name(run.id), KIND, metadata=facts)
-    artifact.add_dir(str(directory), skip_cache=True, policy="immutable")
+    artifact.add_dir(bundle.path, skip_cache=True, policy="immutable")
     run.log_artifact(artifact, aliases=["latest", bundle.hash]).wait(timeout=UPLOAD_S)
     return f"{artifact_name(run.id)}:{bundle.hash}"
 
