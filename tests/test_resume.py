@@ -29,8 +29,10 @@ from faults.kit import (
     words,
     write_examples,
 )
+from safetensors.torch import load_file, save_file
 
 from ptft_lightning.cli import main
+from ptft_lightning.handoff.bundle import open_bundle
 from ptft_lightning.modules.checkpoints import Checkpoints, list_checkpoints
 from ptft_lightning.modules.preempt import EXIT_CODE
 
@@ -414,6 +416,22 @@ def test_what_decides_phase_two_may_not_change(bundle, examples, tmp_path):
         assert run.code == 2
         assert len(run.errors) == 1
         assert said in run.errors[0]
+
+
+def test_the_bundle_a_run_started_from_may_move_and_not_change(bundle, examples, tmp_path):
+    options = finetune(tmp_path / "run", bundle, examples, trainer__max_steps=2)
+    done(words("fit", options))
+    moved = tmp_path / "moved"
+    shutil.copytree(bundle / "bundle", moved)
+    longer = options | {"model.init_from": str(moved), "trainer.max_steps": 3}
+    done(words("fit", longer | {"ckpt_path": "last"}))
+    tensors = load_file(moved / "model.safetensors")
+    tensors[next(iter(tensors))][0] += 1
+    save_file(tensors, moved / "model.safetensors", metadata={"format": "pt"})
+    run = resume(longer | {"trainer.max_steps": 4})
+    assert run.code == 2
+    was, now = open_bundle(bundle / "bundle").hash, open_bundle(moved).hash
+    assert f"started from {was}, and model.init_from is {now}" in run.errors[0]
 
 
 def foreign_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:

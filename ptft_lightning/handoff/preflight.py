@@ -157,7 +157,8 @@ def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
     """Compare the bundle part of a checkpoint that a run wants to go on from with the run's own.
 
     Raises:
-        UserError: it is of another program, another phase or another model.
+        UserError: it is of another program, another phase or another model, or its run started
+            from another bundle.
     """
     if saved is None:
         raise UserError("ckpt_path: this checkpoint was not written by ptft_lightning")
@@ -172,6 +173,12 @@ def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
     pairs = [(key, theirs[key], mine[key]) for key in DECIDING if key in mine]
     if changed := [line for pair in pairs for line in _differences(*pair)]:
         raise UserError(f"ckpt_path: the checkpoint's model is another one ({'; '.join(changed)})")
+    was, now = (", ".join(p["hash"] for p in x["parents"]) or "nothing" for x in (facts, mine))
+    if was != now:
+        raise UserError(
+            f"ckpt_path: the checkpoint's run started from {was}, and model.init_from is {now}: "
+            "name that bundle again, or begin a new run_dir"
+        )
 
 
 def _differences(name: str, was: Any, now: Any) -> list[str]:

@@ -267,7 +267,7 @@ class PhaseModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; repair what Lightning restores wrongly."""
         mine = self.bundle_config() | {"seed": self.seed, "optimizer": self.optimizer_config.kind}
-        check_resume(checkpoint.get(CHECKPOINT_KEY), mine)
+        check_resume(checkpoint.get(CHECKPOINT_KEY), mine | {"parents": self.parents()})
         self.tokens_seen = checkpoint["tokens_seen"]
         correct_batch_progress(checkpoint, self.trainer.accumulate_grad_batches)
 
