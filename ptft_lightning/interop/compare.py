@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptft_lightning.data.batch import Batch, build_batch
 from ptft_lightning.data.examples import Encoded
@@ -18,6 +18,8 @@ from ptft_lightning.interop.families import build_parts
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.objectives.sentence_pairs import NextSentence
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.question_answering import SpanHead
+from ptft_lightning.tasks.word_head import WordHead
 
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
 SAMPLES = ("The quick brown fox jumps over the lazy dog.", "语言模型读文字。", "Été: 3,141 + 2 = ?")
@@ -27,6 +29,8 @@ AUTO = {
     "masked": "AutoModelForMaskedLM",
     "next_sentence": "AutoModelForPreTraining",
     "classification": "AutoModelForSequenceClassification",
+    "tagging": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
 }
 
 
@@ -66,6 +70,8 @@ def compare_with_transformers(bundle: Bundle, folder: Path) -> float:
 def _their_logits(out: Any) -> list[Tensor]:
     if "seq_relationship_logits" in out:
         return [out.prediction_logits, out.seq_relationship_logits]
+    if "start_logits" in out:
+        return [torch.stack([out.start_logits, out.end_logits], -1)]
     return [out.logits if "logits" in out else out.last_hidden_state]
 
 
@@ -95,6 +101,16 @@ def _text_rows(bundle: Bundle) -> list[list[int]]:
     return [bundle.tokenizer.frame(ids)[:longest] for ids in encoded]
 
 
+def token_logits(head: nn.Module, hidden: Tensor) -> Tensor | None:
+    """(B, T, dim) -> (B, T, outputs) of a head that is a linear layer on every token; None of
+    another."""
+    if isinstance(head, WordHead):
+        return cast(Tensor, head.classifier(hidden)).float()
+    if isinstance(head, SpanHead):
+        return cast(Tensor, head.outputs(hidden)).float()
+    return None
+
+
 def _batch(rows: list[list[int]], bundle: Bundle) -> tuple[Batch, Tensor]:
     """Padded on the right; with the targets of a classification, labels unknown."""
     lengths = np.array([len(row) for row in rows])
@@ -116,6 +132,8 @@ def _logits(parts: Any, batch: Batch, head: str | None) -> list[Tensor]:
         logits = parts["head"].logits(hidden, parts["backbone"].embedding.weight)
         pairs = head == NextSentence.name
         return [logits, *([cast(Any, parts["head"]).pair_logits(hidden[:, 0])] if pairs else [])]
+    if (each := token_logits(parts["head"], hidden)) is not None:
+        return [each]
     scores = parts["head"](hidden, batch).scores
     assert isinstance(scores, Tensor)
     return [scores]

@@ -13,12 +13,20 @@ GATES = {"silu": "swiglu", "gelu": "geglu"}
 
 
 class Decoder(Family):
-    """What they share: a projection without bias, the last token for classification."""
+    """What they share: a projection without bias, the last token for classification.
+
+    Attributes:
+        tagger: their name of a layer that tags every token.
+    """
+
+    tagger: ClassVar[str] = "score"
 
     def head_table(self, head: str, tied: bool) -> Table:
         """See `Family`."""
         if head == "classification":
             return {"head.classifier.*": "score.*"}
+        if head == "tagging":
+            return {"head.classifier.*": f"{self.tagger}.*"}
         return {} if tied else {"head.projection.*": "lm_head.*"}
 
     def read_classification(self, theirs: Settings) -> dict[str, Any]:
@@ -31,6 +39,7 @@ class Gpt2(Decoder):
 
     name = "gpt2"
     prefix = "transformer."
+    tagger = "classifier"
     backbone: ClassVar[Table] = {
         "backbone.embedding.weight": "wte.weight",
         "backbone.position.weight": "wpe.weight",
@@ -45,6 +54,7 @@ class Gpt2(Decoder):
     heads: ClassVar[Heads] = {
         "GPT2LMHeadModel": "causal",
         "GPT2ForSequenceClassification": "classification",
+        "GPT2ForTokenClassification": "tagging",
         "GPT2Model": None,
     }
     turned = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -121,6 +131,7 @@ class Llama(Decoder):
     heads: ClassVar[Heads] = {
         "LlamaForCausalLM": "causal",
         "LlamaForSequenceClassification": "classification",
+        "LlamaForTokenClassification": "tagging",
         "LlamaModel": None,
     }
     defaults: ClassVar[Values] = {
@@ -189,6 +200,7 @@ class Qwen2(Llama):
     heads: ClassVar[Heads] = {
         "Qwen2ForCausalLM": "causal",
         "Qwen2ForSequenceClassification": "classification",
+        "Qwen2ForTokenClassification": "tagging",
         "Qwen2Model": None,
     }
     defaults: ClassVar[Values] = {
@@ -235,6 +247,7 @@ class Qwen3(Qwen2):
     heads: ClassVar[Heads] = {
         "Qwen3ForCausalLM": "causal",
         "Qwen3ForSequenceClassification": "classification",
+        "Qwen3ForTokenClassification": "tagging",
         "Qwen3Model": None,
     }
     defaults: ClassVar[Values] = {**Qwen2.defaults, "head_dim": 128}

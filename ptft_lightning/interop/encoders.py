@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
-from ptft_lightning.interop.family import Family, Heads, Only, Table, Values
+from ptft_lightning.interop.family import TOKEN_HEADS, Family, Heads, Only, Table, Values
 from ptft_lightning.interop.settings import Settings, write_rope
 
 
@@ -35,6 +35,8 @@ class Bert(Family):
         "BertForMaskedLM": "masked",
         "BertForPreTraining": "next_sentence",
         "BertForSequenceClassification": "classification",
+        "BertForTokenClassification": "tagging",
+        "BertForQuestionAnswering": "question_answering",
         "BertModel": None,
     }
     unused = r"^(bert\.)?pooler\.|^cls\.seq_relationship\.|^cls\.predictions\.bias$"
@@ -95,6 +97,8 @@ class Bert(Family):
 
     def head_table(self, head: str, tied: bool) -> Table:
         """See `Family`; untied, the projection has its own bias."""
+        if head in TOKEN_HEADS:
+            return TOKEN_HEADS[head]
         if head == "classification":
             return {"head.dense.*": "bert.pooler.dense.*", "head.classifier.*": "classifier.*"}
         own = {"head.projection.*": "cls.predictions.decoder.*"}
@@ -125,6 +129,8 @@ class Roberta(Bert):
     heads: ClassVar[Heads] = {
         "RobertaForMaskedLM": "masked",
         "RobertaForSequenceClassification": "classification",
+        "RobertaForTokenClassification": "tagging",
+        "RobertaForQuestionAnswering": "question_answering",
         "RobertaModel": None,
     }
     unused = r"^(roberta\.)?pooler\.|^lm_head\.bias$"
@@ -141,6 +147,8 @@ class Roberta(Bert):
 
     def head_table(self, head: str, tied: bool) -> Table:
         """See `Family`."""
+        if head in TOKEN_HEADS:
+            return TOKEN_HEADS[head]
         if head == "classification":
             return {
                 "head.dense.*": "classifier.dense.*",

@@ -20,7 +20,10 @@ from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedLM
 from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
 from ptft_lightning.objectives.span_corruption import SpanCorruption
+from ptft_lightning.tasks.base import Task
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.question_answering import ExtractiveQA
+from ptft_lightning.tasks.tagging import Tagging
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -29,6 +32,7 @@ FAMILIES: dict[str, Family] = {
 OBJECTIVES: dict[str, type[Objective]] = {
     kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, SentenceOrder, SpanCorruption)
 }
+TASKS: dict[str, type[Task]] = {t.name: t for t in (Classification, Tagging, ExtractiveQA)}
 
 
 def build_parts(config: Mapping[str, Any]) -> nn.ModuleDict:
@@ -39,9 +43,19 @@ def build_parts(config: Mapping[str, Any]) -> nn.ModuleDict:
     parts = nn.ModuleDict({"backbone": backbone})
     if head["name"] in OBJECTIVES:
         parts["head"] = _objective(head).build_head(backbone, transformer.tie_embeddings)
-    elif head["name"] == Classification.name:
-        parts["head"] = Classification(**head["config"]).build_head(backbone, head["labels"])
+    elif (task := TASKS.get(head["name"])) is not None:
+        parts["head"] = task.of(head["config"]).build_head(backbone, head["labels"])
     return parts
+
+
+def read_task(name: str, family: Family, theirs: Settings, labels: list[str]) -> dict[str, Any]:
+    """A task's head, as a bundle's config has it."""
+    if name == ExtractiveQA.name:
+        return {"name": name, "config": ExtractiveQA().config(), "labels": []}
+    config = family.read_classification(theirs)
+    if name == Tagging.name:
+        config = Tagging(dropout=config["dropout"]).config()
+    return {"name": name, "config": config, "labels": labels}
 
 
 def _objective(head: Mapping[str, Any]) -> Objective:
@@ -91,6 +105,8 @@ def _obstacles(family: Family, config: Mapping[str, Any], pad: int) -> list[str]
         lines.append("objective.rate is null and would have to be a share of tokens to predict")
     elif head["name"] == Classification.name:
         lines += _task_obstacles(family, task_settings(config))
+    elif head["name"] == Tagging.name and head["config"]["crf"]:
+        lines.append("task.crf is True and would have to be False")
     if config.get("reads"):
         lines.append(f"it reads {config['reads']} and would have to read plainly")
     if family.name == "roberta" and transformer.position_start != pad + 1:

@@ -21,6 +21,11 @@ Table = Mapping[str, str | tuple[str, ...]]
 Heads = dict[str, str | None]
 Values = dict[str, Any]
 Only = dict[str, tuple[Any, ...]]
+# Heads that are one linear layer on every token, as encoders name them.
+TOKEN_HEADS: dict[str, Table] = {
+    "tagging": {"head.classifier.*": "classifier.*"},
+    "question_answering": {"head.outputs.*": "qa_outputs.*"},
+}
 LAYER = re.compile(r"\.(\d+)\.")
 # Constant tensors of older releases, which a model computes by itself.
 BUFFERS = re.compile(r"(position_ids|\.attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$")

@@ -17,7 +17,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import FORMAT, Bundle, open_bundle
 from ptft_lightning.interop.adapters import AdapterBundle
-from ptft_lightning.interop.families import FAMILIES, OBJECTIVES, build_parts
+from ptft_lightning.interop.families import FAMILIES, OBJECTIVES, TASKS, build_parts, read_task
 from ptft_lightning.interop.family import BUFFERS, Family
 from ptft_lightning.interop.settings import PLAIN, Settings
 from ptft_lightning.interop.tensor_files import TensorFiles, read_json
@@ -236,7 +236,7 @@ def _bundle_config(settings: Settings, family: Family, head: str | None) -> dict
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"'{settings.place}' has a value of the wrong kind: {error}") from error
     backbone = {"kind": "transformer", "config": shape, "vocab_size": vocab_size}
-    phase = "finetune" if head == Classification.name else "pretrain"
+    phase = "finetune" if head in TASKS else "pretrain"
     described = _head(settings, family, head)
     return {"format": FORMAT, "phase": phase, "backbone": backbone, "head": described}
 
@@ -248,12 +248,13 @@ def _head(settings: Settings, family: Family, head: str | None) -> dict[str, Any
         return {"name": None, "config": {}}
     problem = settings.get("problem_type")
     labels = _labels(settings)
-    if problem not in (None, "single_label_classification") or len(labels) < 2:
+    classifies = head == Classification.name
+    if classifies and (problem not in (None, "single_label_classification") or len(labels) < 2):
         raise UserError(
             f"'{settings.place}' is of a {problem or 'regression'} with {len(labels)} labels: "
             "only models that choose one of several labels are read"
         )
-    return {"name": head, "config": family.read_classification(settings), "labels": labels}
+    return read_task(head, family, settings, labels)
 
 
 def _labels(settings: Settings) -> list[str]:

@@ -27,7 +27,10 @@ from ptft_lightning.tuning.lora import ADDED, LoRA, Parts
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."
 SIDES = (".lora_A.weight", ".lora_B.weight")
-KINDS = {"classification": "SEQ_CLS", "causal": "CAUSAL_LM"}
+KINDS = {
+    **{"classification": "SEQ_CLS", "tagging": "TOKEN_CLS", "question_answering": "QUESTION_ANS"},
+    "causal": "CAUSAL_LM",
+}
 Pair = tuple[Tensor, Tensor]  # (rank, inputs), (outputs, rank)
 
 

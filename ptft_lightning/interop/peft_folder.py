@@ -17,8 +17,8 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import FORMAT, Bundle
 from ptft_lightning.interop.adapters import BODY, AdapterBundle
-from ptft_lightning.interop.families import build_parts, find_family
-from ptft_lightning.interop.peft import CONFIG, ROOT, SIDES, TENSORS, Pair
+from ptft_lightning.interop.families import TASKS, build_parts, find_family, read_task
+from ptft_lightning.interop.peft import CONFIG, KINDS, ROOT, SIDES, TENSORS, Pair
 from ptft_lightning.interop.settings import Settings
 from ptft_lightning.interop.tensor_files import read_json
 from ptft_lightning.tasks.classification import Classification
@@ -92,7 +92,7 @@ class _Adapters(Bundle):
                 f"'{folder}' has tensors that are no part of a {self.family.name}: "
                 f"{', '.join([*self.theirs][:3])}"
             )
-        tuned = head["name"] == Classification.name
+        tuned = head["name"] in TASKS
         config = {
             "format": FORMAT,
             "phase": "finetune" if tuned else base.config["phase"],
@@ -171,23 +171,24 @@ class _Adapters(Bundle):
         return (pair[0], pair[1]), alpha / (rank**0.5 if root else rank)
 
     def _head(self) -> dict[str, Any]:
-        """The base's head, or the classification that was trained with the adapters."""
+        """The base's head, or the one of a task that was trained with the adapters."""
         head: dict[str, Any] = self.base.config["head"]
         if not self.theirs:
             return head
         family, shape = self.family, TransformerConfig(**self.base.config["backbone"]["config"])
         settings = getattr(self.base, "settings", None)
         settings = settings or Settings("config.json", family.write(shape), family.defaults)
-        if head["name"] != Classification.name:
-            last = self._sources("head.classifier.weight", Classification.name)
+        kind = head["name"]
+        if kind not in TASKS:
+            kinds = {theirs: ours for ours, theirs in KINDS.items() if ours in TASKS}
+            kind = kinds.get(str(self.settings.get("task_type")), Classification.name)
+            last = self._sources("head.classifier.weight", kind)
             count = len(self.theirs[last[0]]) if last and last[0] in self.theirs else 0
-            labels = [f"LABEL_{i}" for i in range(count)]
-            config = family.read_classification(settings)
-            head = {"name": Classification.name, "config": config, "labels": labels}
+            head = read_task(kind, family, settings, [f"LABEL_{i}" for i in range(count)])
         with torch.device("meta"):
             ours = build_parts({**self.base.config, "head": head}).state_dict()
         for name in [n for n in ours if n.startswith("head.")]:
-            named = self._sources(name, Classification.name)
+            named = self._sources(name, kind)
             if all(n in self.theirs for n in named):
                 self.tensors[name] = family.merge({n: self.theirs.pop(n) for n in named})
         return head

@@ -61,20 +61,22 @@ def _config(bundle: Bundle, family: Family) -> dict[str, Any]:
         **{f"{part}_token_id": i for part, i in ids.items() if part in IDS},
         **family.write(transformer),
     }
-    if head["name"] != Classification.name:
+    if not head.get("labels"):
         return config
-    if transformer.causal and tokenizer.pad == tokenizer.end:
+    classifies = head["name"] == Classification.name
+    if classifies and transformer.causal and tokenizer.pad == tokenizer.end:
         raise UserError(
             f"the padding token of '{bundle.path}' is also its end token, and {family.name} "
             "classifies by the last token that is no padding: train with a tokenizer that has both"
         )
     labels = dict(enumerate(head["labels"]))
+    task = task_settings(bundle.config) if classifies else head["config"]
     return {
         **config,
-        **family.write_classification(task_settings(bundle.config)),
+        **family.write_classification(task),
         "id2label": {str(i): label for i, label in labels.items()},
         "label2id": {label: i for i, label in labels.items()},
-        "problem_type": "single_label_classification",
+        **({"problem_type": "single_label_classification"} if classifies else {}),
     }
 
 

@@ -44,6 +44,8 @@ YARN = {
 }
 WINDOWS = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 THREE = {"num_labels": 3}
+TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+FIVE = {"id2label": dict(enumerate(TAGS)), "label2id": {t: i for i, t in enumerate(TAGS)}}
 
 # name -> (architecture, tokenizer, settings beside SHAPE).
 PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -52,12 +54,16 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert with sentence pairs": ("BertForPreTraining", "wordpiece", {}),
     "bert bare": ("BertModel", "wordpiece", {}),
     "bert classifier": ("BertForSequenceClassification", "wordpiece", THREE),
+    "bert tagger": ("BertForTokenClassification", "wordpiece", FIVE),
+    "bert answers": ("BertForQuestionAnswering", "wordpiece", {}),
     "roberta": ("RobertaForMaskedLM", "roberta", {"type_vocab_size": 1, "pad_token_id": 1}),
     "roberta untied": (
         "RobertaForMaskedLM",
         "roberta",
         {"type_vocab_size": 1, "tie_word_embeddings": False},
     ),
+    "roberta tagger": ("RobertaForTokenClassification", "roberta", FIVE),
+    "roberta answers": ("RobertaForQuestionAnswering", "roberta", {}),
     "roberta classifier": ("RobertaForSequenceClassification", "roberta", THREE),
     "modernbert": (
         "ModernBertForMaskedLM",
@@ -93,12 +99,14 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2 with exact gelu": ("GPT2LMHeadModel", "bpe", {"activation_function": "gelu"}),
     "gpt2 bare": ("GPT2Model", "bpe", {}),
     "gpt2 classifier": ("GPT2ForSequenceClassification", "bpe", THREE),
+    "gpt2 tagger": ("GPT2ForTokenClassification", "bpe", FIVE),
     "llama": ("LlamaForCausalLM", "bpe", FEW_KEYS),
     "llama tied": ("LlamaForCausalLM", "bpe", {"tie_word_embeddings": True}),
     "llama with biases": ("LlamaForCausalLM", "bpe", {"attention_bias": True, "mlp_bias": True}),
     "llama 3": ("LlamaForCausalLM", "bpe", {**FEW_KEYS, "rope_parameters": LLAMA3}),
     "llama with wide heads": ("LlamaForCausalLM", "bpe", {"head_dim": 12}),
     "llama classifier": ("LlamaForSequenceClassification", "bpe", {**FEW_KEYS, **THREE}),
+    "llama tagger": ("LlamaForTokenClassification", "bpe", {**FEW_KEYS, **FIVE}),
     "qwen2": ("Qwen2ForCausalLM", "bpe", FEW_KEYS),
     "qwen2 with windows": ("Qwen2ForCausalLM", "bpe", {**FEW_KEYS, **WINDOWS}),
     "qwen2 with yarn": (

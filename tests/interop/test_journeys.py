@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 import transformers
 from faults.kit import call, done, finetune, pretrain, read_json_lines, words, write_examples
-from interop.conftest import build_peer, edit_config
+from interop.conftest import TAGS, build_peer, edit_config
 
 from ptft_lightning.handoff.bundle import open_bundle
 from ptft_lightning.interop.open import open_model
@@ -95,6 +96,44 @@ def test_their_classifier_predicts(folder_of: Any, examples: Path, tmp_path: Pat
     assert "new: nothing; unused: nothing" in run.err
     wrong = call(words("fit", options | {"model.task.pooling": "mean", "run_dir": "other"}))
     assert "was tuned with model.task.pooling 'first', yours is 'mean'" in wrong.errors[0]
+
+
+@pytest.mark.parametrize("name", ["bert tagger", "gpt2 tagger"])
+def test_their_tagger_goes_on_and_is_handed_back(name: str, folder_of: Any, tmp_path: Path) -> None:
+    """Head and tags stay; what `predict` says of words is what transformers says of the token
+    that stands for a word: of a causal model its last."""
+    source = folder_of(name, tmp_path / "source", build_peer(name))
+    sentences = [["The", "river", "builds"], ["old", "letters"], ["under", "a", "green", "hill"]]
+    tagged = "\n\n".join(
+        "\n".join(f"{word} {TAGS[len(word) % 3]}" for word in s) for s in sentences
+    )
+    (tmp_path / "train.conll").write_text(tagged.replace("I-LOC", "B-LOC") + "\n")
+    files = dict.fromkeys(("data.train", "data.validation"), str(tmp_path / "train.conll"))
+    options = finetune(tmp_path / "run", source, tmp_path, trainer__max_steps=1) | files
+    options |= {"model.task": "Tagging", "data.test": None, "trainer.max_epochs": None}
+    run = done(words("fit", options | {"trainer.precision": "32-true"}))
+    assert f"labels {', '.join(TAGS)}" in run.err
+    assert "new: nothing; unused: nothing" in run.err
+    output, out = tmp_path / "said.jsonl", tmp_path / "out"
+    given = ["--data.predict", tmp_path / "train.conll", "--output", output]
+    done(["predict", "--run_dir", tmp_path / "run", "--trainer.precision", "32-true", *given])
+    assert (
+        "ForTokenClassification"
+        in done(["export", "--init_from", tmp_path / "run", "--output", out]).out
+    )
+    model = transformers.AutoModelForTokenClassification.from_pretrained(out).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    for sentence, line in zip(sentences, read_json_lines(output.read_text()), strict=True):
+        encoded = tokenizer(" ".join(sentence), return_tensors="pt", return_offsets_mapping=True)
+        offsets = encoded.pop("offset_mapping")[0].tolist()
+        with torch.no_grad():
+            best = model(**encoded).logits[0].argmax(-1).tolist()
+        ends = itertools.accumulate(len(word) + 1 for word in sentence)
+        spans = [(end - 1 - len(word), end - 1) for word, end in zip(sentence, ends, strict=True)]
+        side = 1 if name.startswith("gpt2") else 0
+        places = [[o[side] for o in offsets if o[0] < o[1]].index(s[side]) for s in spans]
+        real = [tag for tag, o in zip(best, offsets, strict=True) if o[0] < o[1]]
+        assert [model.config.id2label[real[at]] for at in places] == line["tags"]
 
 
 @pytest.mark.parametrize("name", ["bert bare", "gpt2", "modernbert"])

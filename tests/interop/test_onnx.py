@@ -18,6 +18,7 @@ from ptft_lightning.data.tokenizer import Tokenizer
 KINDS = (
     *("bert", "bert bare", "roberta", "modernbert", "modernbert classifier"),
     *("gpt2 classifier", "llama 3", "qwen3 with windows"),
+    *("bert tagger", "llama tagger", "roberta answers"),
 )
 
 
@@ -39,8 +40,8 @@ def compute(folder: Path, rows: list[list[int]]) -> np.ndarray:
     names = [put.name for put in session.get_inputs()]
     given |= {n: np.zeros_like(given["input_ids"]) for n in names if n not in given}
     assert set(names) == set(given)
-    (out,) = session.run(None, given)
-    return out
+    outputs = session.run(None, given)
+    return outputs[0] if len(outputs) == 1 else np.stack(outputs, -1)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -54,7 +55,9 @@ def test_it_computes_what_transformers_computes(name: str, folder_of: Any, tmp_p
         ours = compute(folder, rows)
         for row, found in zip(rows, ours, strict=True):
             with torch.no_grad():
-                wanted = peer(input_ids=torch.tensor([row]))[0][0].numpy()
+                out = peer(input_ids=torch.tensor([row]))
+            both = torch.stack([out[0], out[1]], -1) if "start_logits" in out else out[0]
+            wanted = both[0].numpy()
             some = found[: len(row)] if found.ndim == 2 else found
             np.testing.assert_allclose(some, wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
 
@@ -101,11 +104,50 @@ def test_it_computes_what_predict_says(task, wordpiece_path, tmp_path):
         assert list(line["probabilities"].values()) == pytest.approx(found, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("task", "key"), [("Regression", "value"), ("Matching", "embedding")], ids=["number", "vector"]
+)
+def test_numbers_and_vectors(task, key, wordpiece_path, tmp_path):
+    """What `predict` writes of a text is what the graph gives."""
+    pairs = [("old sea", "green hill", 5), ("rain", "a letter", 2), ("a lake", "under the sea", 3)]
+    rows = [{"text": a, "second": b, "label": n} for a, b, n in pairs]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 4))
+    texts = [row["text"] for row in rows] + ["The river under a green hill"]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    files = dict.fromkeys(("data.train", "data.validation"), str(tmp_path / "train.jsonl"))
+    pair = {"text": "text", "pair": "second", "label": "label"}
+    options = (
+        finetune(tmp_path / "run", Path("none"), tmp_path)
+        | files
+        | {
+            "model.init_from": None,
+            "model.task": task,
+            "model.backbone": BACKBONE,
+            "data.tokenizer": str(wordpiece_path),
+            "data.columns": pair if task == "Matching" else None,
+            "data.test": None,
+            "trainer.max_epochs": None,
+            "trainer.max_steps": 2,
+            "trainer.precision": "32-true",
+        }
+    )
+    done(words("fit", options))
+    given = {"run_dir": str(tmp_path / "run"), "trainer.precision": "32-true"}
+    given |= {"data.predict": str(tmp_path / "texts.jsonl"), "output": str(tmp_path / "said.jsonl")}
+    done(words("predict", given))
+    lines = read_json_lines((tmp_path / "said.jsonl").read_text())
+    folder = export(tmp_path / "run", tmp_path / "out")
+    tokenizer = Tokenizer.load(folder)
+    found = compute(folder, [tokenizer.frame(ids) for ids in tokenizer.encode(texts)])
+    said = np.array([line[key] for line in lines]).reshape(len(texts), -1)
+    np.testing.assert_allclose(found, said, atol=1e-5 * max(1, np.abs(said).max()))
+
+
 def test_what_is_no_graph_is_refused(wordpiece_path, tmp_path, monkeypatch):
     (tmp_path / "train.conll").write_text("river B-X\nsea O\n\nhill O\n" * 5)
     options = finetune(tmp_path / "run", Path("none"), tmp_path) | {
         "model.init_from": None,
-        "model.task": "Tagging",
+        "model.task": {"class_path": "Tagging", "init_args": {"crf": True}},
         "model.backbone": BACKBONE,
         "data.tokenizer": str(wordpiece_path),
         "data.train": str(tmp_path / "train.conll"),
@@ -118,8 +160,11 @@ def test_what_is_no_graph_is_refused(wordpiece_path, tmp_path, monkeypatch):
     args = ["export", "--init_from", tmp_path / "run", "--output", tmp_path / "out"]
     run = call([*args, "--format", "onnx"])
     assert run.code == 2
-    assert "learnt 'tagging', which is no logits of tokens" in run.errors[0]
+    assert "has a CRF, which chooses the tags of a sentence together" in run.errors[0]
     assert not (tmp_path / "out").exists()
+    run = call(args)
+    assert run.code == 2
+    assert "task.crf is True and would have to be False" in run.errors[0]
     monkeypatch.setattr("ptft_lightning.interop.onnx.find_spec", lambda name: None)
     run = call([*args, "--format", "onnx"])
     assert run.code == 2

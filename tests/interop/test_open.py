@@ -14,11 +14,13 @@ from torch import Tensor
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.data.batch import build_batch
 from ptft_lightning.handoff.bundle import Bundle
+from ptft_lightning.interop.families import TASKS
 from ptft_lightning.interop.open import open_model
 from ptft_lightning.modules.nets import PretrainNet, TaskNet, build_backbone, fill
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedLM
-from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.question_answering import SpanHead
+from ptft_lightning.tasks.word_head import WordHead
 
 LENGTHS = (31, 17, 2)  # all windows are shorter than the first
 
@@ -36,8 +38,8 @@ def net_of(bundle: Bundle) -> PretrainNet | TaskNet:
     with torch.device("meta"):
         backbone = build_backbone(**shape)
         tied = shape["config"]["tie_embeddings"]
-        if head["name"] == "classification":
-            task = Classification(**head["config"])
+        if (kind := TASKS.get(head["name"])) is not None:
+            task = kind.of(head["config"])
             net: Any = TaskNet(backbone, task.build_head(backbone, head["labels"]))
         else:
             objective = CausalLM() if shape["config"]["causal"] else MaskedLM()
@@ -59,6 +61,10 @@ def ours(bundle: Bundle, tokens: Tensor, real: Tensor) -> Tensor:
         hidden = net.hidden(batch)
         if bundle.config["head"]["name"] is None:
             return hidden
+        if isinstance(net.head, WordHead):
+            return net.head.classifier(hidden)
+        if isinstance(net.head, SpanHead):
+            return net.head.outputs(hidden)
         if isinstance(net, TaskNet):
             return net(batch).scores
         return net.head.logits(hidden, net.backbone.embedding.weight)
@@ -71,6 +77,8 @@ def theirs(peer: Any, tokens: Tensor, real: Tensor) -> Tensor:
             input_ids=torch.where(real, tokens, pad if pad is not None else 0),
             attention_mask=real.long(),
         )
+    if "start_logits" in out:
+        return torch.stack([out.start_logits, out.end_logits], -1)
     for name in ("logits", "prediction_logits", "last_hidden_state"):
         if name in out:
             return out[name]
