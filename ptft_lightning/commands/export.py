@@ -18,13 +18,22 @@ from ptft_lightning.interop.compare import compare_with_transformers
 from ptft_lightning.interop.families import find_family
 from ptft_lightning.interop.open import open_model
 from ptft_lightning.interop.peft import CONFIG, write_peft
+from ptft_lightning.interop.sentence_folder import (
+    MODULES,
+    POOLING,
+    READING,
+    BareBundle,
+    write_modules,
+)
 from ptft_lightning.interop.tensor_files import INDEX
 from ptft_lightning.interop.write import write_folder
+from ptft_lightning.tasks.matching import Matching
 
 GB = 10**9
 WRITTEN = {
     *("config.json", "generation_config.json", INDEX, CONFIG),
     *("model.onnx", "model.onnx.data"),
+    *(MODULES, POOLING, READING),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
 }
 
@@ -84,6 +93,9 @@ def _write_theirs(
 ) -> str:
     """Hugging Face's layout, or peft's; what was written and how it was checked, in words."""
     bundle = plain(opened)
+    encodes = bundle.config["head"]["name"] == Matching.name and not peft
+    if encodes:
+        bundle = BareBundle(bundle)
     family = find_family(bundle.config, bundle.tokenizer.pad, asked)
     shape = TransformerConfig(**bundle.config["backbone"]["config"])
     if lost := family.lost_dropout(shape):
@@ -95,6 +107,9 @@ def _write_theirs(
     else:
         write_folder(bundle, family, folder, int(shard_gb * GB))
         checked = _check(bundle, folder)
+        if encodes:
+            write_modules(folder, opened.config)
+            checked = f"for sentence-transformers, {checked}"
     return f"{family.architecture(bundle.config['head']['name'])}, {checked}"
 
 

@@ -136,6 +136,46 @@ def test_their_tagger_goes_on_and_is_handed_back(name: str, folder_of: Any, tmp_
         assert [model.config.id2label[real[at]] for at in places] == line["tags"]
 
 
+def encoder_run(source: Path, tmp_path: Path) -> list[list[float]]:
+    """A bi-encoder tuned for two steps, written to `out`; what `predict` says of SHORT's texts."""
+    rows = [{"text": r["text"], "second": r["second"]} for r in SHORT] * 4
+    for file, content in (("train", rows), ("texts", [{"text": r["text"]} for r in SHORT])):
+        lines = "".join(json.dumps(row) + "\n" for row in content)
+        (tmp_path / f"{file}.jsonl").write_text(lines)
+    files = dict.fromkeys(("data.train", "data.validation"), str(tmp_path / "train.jsonl"))
+    options = finetune(tmp_path / "run", source, tmp_path, trainer__max_steps=2) | files
+    options |= {"model.task": "Matching", "data.columns": {"text": "text", "pair": "second"}}
+    options |= {"data.test": None, "trainer.max_epochs": None, "trainer.precision": "32-true"}
+    done(words("fit", options))
+    said = tmp_path / "said.jsonl"
+    given = ["--data.predict", tmp_path / "texts.jsonl", "--output", said]
+    done(["predict", "--run_dir", tmp_path / "run", "--trainer.precision", "32-true", *given])
+    run = done(["export", "--init_from", tmp_path / "run", "--output", tmp_path / "out"])
+    assert "BertModel, for sentence-transformers" in run.out
+    return [line["embedding"] for line in read_json_lines(said.read_text())]
+
+
+def test_a_text_encoder_is_handed_back(folder_of: Any, tmp_path: Path) -> None:
+    """As the files beside the model say, which test_real_weights gives to sentence-transformers."""
+    source = folder_of("bert bare", tmp_path / "source", build_peer("bert bare"))
+    vectors = encoder_run(source, tmp_path)
+    out = tmp_path / "out"
+    kinds = [m["type"].rpartition(".")[2] for m in json.loads((out / "modules.json").read_text())]
+    assert kinds == ["Transformer", "Pooling", "Normalize"]
+    pooling = json.loads((out / "1_Pooling" / "config.json").read_text())
+    assert [mode for mode, chosen in pooling.items() if chosen is True] == [
+        "pooling_mode_mean_tokens"
+    ]
+    model = transformers.AutoModel.from_pretrained(out).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    for row, vector in zip(SHORT, vectors, strict=True):
+        with torch.no_grad():
+            hidden = model(**tokenizer(row["text"], return_tensors="pt")).last_hidden_state[0]
+        found = torch.nn.functional.normalize(hidden.mean(0), dim=0)
+        assert found.tolist() == pytest.approx(vector, abs=1e-5)
+    done(["export", "--init_from", tmp_path / "run", "--output", out, "--overwrite", "true"])
+
+
 @pytest.mark.parametrize("name", ["bert bare", "gpt2", "modernbert"])
 def test_pretraining_goes_on(name: str, folder_of: Any, corpus_file: Path, tmp_path: Path) -> None:
     """Folder -> fit on text -> export; the loss begins where transformers' is."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from faults.kit import done
+from interop.test_journeys import SHORT, encoder_run
 from torch import Tensor
 
 from ptft_lightning.backbones.transformer import Transformer
@@ -74,6 +75,15 @@ def embed(backbone: Transformer, tokenizer: Tokenizer, texts: list[str]) -> Tens
         mean = (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
         out[some] = torch.nn.functional.normalize(mean)
     return out
+
+
+def test_sentence_transformers_reads_what_we_tuned(minilm: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    vectors = encoder_run(minilm, tmp_path)
+    theirs = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    found = theirs.encode([row["text"] for row in SHORT])
+    np.testing.assert_allclose(found, vectors, atol=1e-5)
 
 
 def test_minilm_embeds_as_sentence_transformers_does(minilm: Path) -> None:

@@ -1,0 +1,59 @@
+"""A text encoder as sentence-transformers reads it: a bare model, how it pools, vectors of length
+1."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.handoff.bundle import Bundle
+
+MODULES, POOLING, READING = "modules.json", "1_Pooling", "sentence_bert_config.json"
+WAYS = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}
+KINDS = {"": "Transformer", POOLING: "Pooling", "2_Normalize": "Normalize"}  # by folder
+
+
+class BareBundle(Bundle):
+    """A bundle without its head."""
+
+    def __init__(self, inner: Bundle) -> None:
+        head: dict[str, Any] = {"name": None, "config": {}}
+        super().__init__(inner.path, inner.config | {"head": head}, "", inner.lineage)
+        self.inner = inner
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """See `Bundle`."""
+        return self.inner.tokenizer
+
+    def names(self) -> list[str]:
+        """See `Bundle`."""
+        return [name for name in self.inner.names() if not name.startswith("head.")]
+
+    def tensor(self, name: str) -> Tensor:
+        """See `Bundle`."""
+        return self.inner.tensor(name)
+
+
+def write_modules(folder: Path, config: dict[str, Any]) -> None:
+    """Say beside a bare model what follows it, given the config of a `Matching` bundle."""
+    shape, pooling = config["backbone"]["config"], config["head"]["config"]["pooling"]
+    ours = "mean" if pooling == "auto" else pooling
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(KINDS.items())
+    ]
+    modes = {f"pooling_mode_{theirs}": way == ours for way, theirs in WAYS.items()}
+    files: dict[str, Any] = {
+        MODULES: modules,
+        READING: {"max_seq_length": shape["max_length"], "do_lower_case": False},
+        f"{POOLING}/config.json": {"word_embedding_dimension": shape["dim"], **modes},
+    }
+    (folder / POOLING).mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
