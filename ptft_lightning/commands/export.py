@@ -15,11 +15,13 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle, replace_directory
 from ptft_lightning.interop.adapters import plain
 from ptft_lightning.interop.compare import compare_with_transformers
+from ptft_lightning.interop.electra import DetectorBundle
 from ptft_lightning.interop.families import find_family
 from ptft_lightning.interop.open import open_model
 from ptft_lightning.interop.peft import CONFIG, write_peft
 from ptft_lightning.interop.tensor_files import INDEX
 from ptft_lightning.interop.write import write_folder
+from ptft_lightning.objectives.replaced import ReplacedTokens
 
 GB = 10**9
 WRITTEN = {
@@ -49,7 +51,8 @@ def export(
         output: Directory to write.
         format: The layout: a model, low-rank adapters folded in; peft's of those adapters alone;
             or a graph (extra `onnx`) with its tokenizer and labels, batch and length open.
-        family: Model type such as bert, gpt2 or llama; default: the first that fits.
+        family: Model type such as bert, gpt2 or llama; default: that of init_from where it is a
+            Hugging Face folder, else the first that fits.
         shard_gb: Gigabytes of a file of tensors; larger models are written as several.
         base: Where the base of init_from is, if that holds only what was trained and its base was
             moved.
@@ -84,11 +87,15 @@ def _write_theirs(
 ) -> str:
     """Hugging Face's layout, or peft's; what was written and how it was checked, in words."""
     bundle = plain(opened)
-    family = find_family(bundle.config, bundle.tokenizer.pad, asked)
+    origin = bundle.lineage.get("huggingface", {}).get("model_type")
+    family = find_family(bundle.config, bundle.tokenizer.pad, asked, origin)
     shape = TransformerConfig(**bundle.config["backbone"]["config"])
     if lost := family.lost_dropout(shape):
         named = " and ".join(f"backbone.{name}" for name in lost)
         print(f"{family.name} has no {named}: left out", file=sys.stderr)
+    if bundle.config["head"]["name"] == ReplacedTokens.name:
+        print(f"{family.name} has no generator beside the detector: left out", file=sys.stderr)
+        bundle = DetectorBundle(bundle)
     if peft:
         write_peft(opened, family, folder)
         checked = "its adapters and head; load them onto their base with peft's PeftModel"
