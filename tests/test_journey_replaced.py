@@ -139,7 +139,9 @@ def test_what_predicts_no_tokens_says_so(undisturbed, tmp_path):
     assert "learnt 'replaced', which predicts no tokens" in run.err
     run = call(["export", "--init_from", str(undisturbed), "--output", str(tmp_path / "hf")])
     assert run.code == 2
-    assert "the head is 'replaced'" in run.err
+    assert "the nearest is electra" in run.err
+    assert "backbone.positions is 'rotary' and would have to be 'learned'" in run.err
+    assert "the head is" not in run.err
 
 
 def test_a_causal_backbone_is_refused(store, bpe_path, tmp_path):

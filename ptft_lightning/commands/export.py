@@ -17,16 +17,12 @@ from ptft_lightning.interop.adapters import plain
 from ptft_lightning.interop.compare import compare_with_transformers
 from ptft_lightning.interop.families import find_family
 from ptft_lightning.interop.open import open_model
+from ptft_lightning.interop.part_bundle import PartBundle
 from ptft_lightning.interop.peft import CONFIG, write_peft
-from ptft_lightning.interop.sentence_folder import (
-    MODULES,
-    POOLING,
-    READING,
-    BareBundle,
-    write_modules,
-)
+from ptft_lightning.interop.sentence_folder import MODULES, POOLING, READING, write_modules
 from ptft_lightning.interop.tensor_files import INDEX
 from ptft_lightning.interop.write import write_folder
+from ptft_lightning.objectives.replaced import ALONE, GENERATOR_PARTS, ReplacedTokens
 from ptft_lightning.tasks.matching import Matching
 
 GB = 10**9
@@ -58,7 +54,8 @@ def export(
         output: Directory to write.
         format: The layout: a model, low-rank adapters folded in; peft's of those adapters alone;
             or a graph (extra `onnx`) with its tokenizer and labels, batch and length open.
-        family: Model type such as bert, gpt2 or llama; default: the first that fits.
+        family: Model type such as bert, gpt2 or llama; default: that of init_from where it is a
+            Hugging Face folder, else the first that fits.
         shard_gb: Gigabytes of a file of tensors; larger models are written as several.
         base: Where the base of init_from is, if that holds only what was trained and its base was
             moved.
@@ -95,12 +92,16 @@ def _write_theirs(
     bundle = plain(opened)
     encodes = bundle.config["head"]["name"] == Matching.name and not peft
     if encodes:
-        bundle = BareBundle(bundle)
-    family = find_family(bundle.config, bundle.tokenizer.pad, asked)
+        bundle = PartBundle(bundle, None, ("head.",))
+    origin = bundle.lineage.get("huggingface", {}).get("model_type")
+    family = find_family(bundle.config, bundle.tokenizer.pad, asked, origin)
     shape = TransformerConfig(**bundle.config["backbone"]["config"])
     if lost := family.lost_dropout(shape):
         named = " and ".join(f"backbone.{name}" for name in lost)
         print(f"{family.name} has no {named}: left out", file=sys.stderr)
+    if bundle.config["head"]["name"] == ReplacedTokens.name:
+        print(f"{family.name} has no generator beside the detector: left out", file=sys.stderr)
+        bundle = PartBundle(bundle, ALONE, tuple(f"head.{part}." for part in GENERATOR_PARTS))
     if peft:
         write_peft(opened, family, folder)
         checked = "its adapters and head; load them onto their base with peft's PeftModel"

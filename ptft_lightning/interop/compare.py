@@ -16,6 +16,7 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle
 from ptft_lightning.interop.families import build_parts
 from ptft_lightning.objectives.base import PretrainHead
+from ptft_lightning.objectives.replaced import ALONE
 from ptft_lightning.objectives.sentence_pairs import NextSentence
 from ptft_lightning.tasks.classification import Classification
 from ptft_lightning.tasks.question_answering import SpanHead
@@ -28,6 +29,7 @@ AUTO = {
     "causal": "AutoModelForCausalLM",
     "masked": "AutoModelForMaskedLM",
     "next_sentence": "AutoModelForPreTraining",
+    ALONE: "AutoModelForPreTraining",
     "classification": "AutoModelForSequenceClassification",
     "tagging": "AutoModelForTokenClassification",
     "question_answering": "AutoModelForQuestionAnswering",
@@ -44,7 +46,8 @@ def compare_with_transformers(bundle: Bundle, folder: Path) -> float:
     import transformers
 
     _compare_tokens(bundle.tokenizer, folder, transformers.AutoTokenizer)
-    auto = getattr(transformers, AUTO[bundle.config["head"]["name"]])
+    head = bundle.config["head"]["name"]
+    auto = getattr(transformers, AUTO[head])
     theirs = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     parts: Any = build_parts(bundle.config).eval()
     weights = {name: bundle.tensor(name).float() for name in parts.state_dict()}
@@ -53,9 +56,9 @@ def compare_with_transformers(bundle: Bundle, folder: Path) -> float:
     for rows in (random_rows(bundle), _text_rows(bundle)):
         batch, real = _batch(rows, bundle)
         with torch.no_grad():
-            mine = _logits(parts, batch, bundle.config["head"]["name"])
+            mine = _logits(parts, batch, head)
             out = theirs(input_ids=batch.tokens, attention_mask=real.long())
-        for ours, wanted in zip(mine, _their_logits(out), strict=True):
+        for ours, wanted in zip(mine, _their_logits(out, head), strict=True):
             some = real if wanted.ndim == 3 else slice(None)
             difference = float((ours[some] - wanted[some]).abs().max())
             if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
@@ -67,7 +70,9 @@ def compare_with_transformers(bundle: Bundle, folder: Path) -> float:
     return worst
 
 
-def _their_logits(out: Any) -> list[Tensor]:
+def _their_logits(out: Any, head: str | None) -> list[Tensor]:
+    if head == ALONE:
+        return [out.logits[..., None]]
     if "seq_relationship_logits" in out:
         return [out.prediction_logits, out.seq_relationship_logits]
     if "start_logits" in out:
@@ -128,6 +133,8 @@ def _logits(parts: Any, batch: Batch, head: str | None) -> list[Tensor]:
     hidden: Tensor = parts["backbone"](batch.tokens, batch.documents, batch.positions)
     if head is None:
         return [hidden]
+    if head == ALONE:  # one a token
+        return [parts["head"].detect(hidden)[..., None]]
     if isinstance(parts["head"], PretrainHead):
         logits = parts["head"].logits(hidden, parts["backbone"].embedding.weight)
         pairs = head == NextSentence.name

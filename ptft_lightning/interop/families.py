@@ -12,12 +12,14 @@ from ptft_lightning.backbones.transformer import Transformer
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.errors import UserError
 from ptft_lightning.interop.decoders import Gpt2, Llama, Qwen2, Qwen3
+from ptft_lightning.interop.electra import Electra
 from ptft_lightning.interop.encoders import Bert, ModernBert, Roberta
 from ptft_lightning.interop.family import Family
 from ptft_lightning.interop.settings import Settings
 from ptft_lightning.objectives.base import Objective
 from ptft_lightning.objectives.causal import CausalLM
 from ptft_lightning.objectives.masked import MaskedLM
+from ptft_lightning.objectives.replaced import ALONE, ReplacedTokens, build_detector
 from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
 from ptft_lightning.objectives.span_corruption import SpanCorruption
 from ptft_lightning.tasks.base import Task
@@ -27,7 +29,7 @@ from ptft_lightning.tasks.tagging import Tagging
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (ModernBert(), Bert(), Roberta(), Gpt2(), Llama(), Qwen2(), Qwen3())
+    for family in (ModernBert(), Bert(), Roberta(), Electra(), Gpt2(), Llama(), Qwen2(), Qwen3())
 }
 OBJECTIVES: dict[str, type[Objective]] = {
     kind.name: kind for kind in (CausalLM, MaskedLM, NextSentence, SentenceOrder, SpanCorruption)
@@ -45,6 +47,8 @@ def build_parts(config: Mapping[str, Any]) -> nn.ModuleDict:
         parts["head"] = _objective(head).build_head(backbone, transformer.tie_embeddings)
     elif (task := TASKS.get(head["name"])) is not None:
         parts["head"] = task.of(head["config"]).build_head(backbone, head["labels"])
+    elif head["name"] == ALONE:
+        parts["head"] = build_detector(backbone, transformer.tie_embeddings)
     return parts
 
 
@@ -62,13 +66,16 @@ def _objective(head: Mapping[str, Any]) -> Objective:
     return OBJECTIVES[head["name"]](**head["config"])
 
 
-def find_family(config: Mapping[str, Any], pad: int, asked: str | None) -> Family:
+def find_family(
+    config: Mapping[str, Any], pad: int, asked: str | None, origin: str | None = None
+) -> Family:
     """The family that computes what a bundle's config computes.
 
     Args:
         config: a bundle's config.json.
         pad: the tokenizer's padding id.
         asked: a family's name, None to take the first that fits.
+        origin: the family that the model was read from, which goes before the others.
 
     Raises:
         UserError: none does; names the settings that stand in the way of the nearest one.
@@ -80,7 +87,8 @@ def find_family(config: Mapping[str, Any], pad: int, asked: str | None) -> Famil
             f"a {config['backbone']['kind']} has no counterpart in Hugging Face's library: only "
             "a transformer can be exported"
         )
-    candidates = [FAMILIES[asked]] if asked is not None else list(FAMILIES.values())
+    ordered = sorted(FAMILIES.values(), key=lambda family: family.name != origin)
+    candidates = [FAMILIES[asked]] if asked is not None else ordered
     found = {family.name: _obstacles(family, config, pad) for family in candidates}
     best = min(found, key=lambda name: len(found[name]))  # the first of equals
     if found[best]:
@@ -98,9 +106,10 @@ def _obstacles(family: Family, config: Mapping[str, Any], pad: int) -> list[str]
         f"backbone.{name} is {mine!r} and would have to be {theirs!r}"
         for name, (mine, theirs) in lost.items()
     ]
-    if family.architecture(head["name"]) is None:
-        kinds = " or ".join(dict.fromkeys(kind for kind in family.heads.values() if kind))
-        lines.append(f"the head is '{head['name']}' and would have to be {kinds}")
+    kinds = dict.fromkeys(map(_kind, family.heads.values()))
+    if _kind(head["name"]) not in kinds:
+        choices = " or ".join(kind for kind in kinds if kind)
+        lines.append(f"the head is '{head['name']}' and would have to be {choices}")
     elif head["name"] in OBJECTIVES and _objective(head).token_term is None:
         lines.append("objective.rate is null and would have to be a share of tokens to predict")
     elif head["name"] == Classification.name:
@@ -115,6 +124,11 @@ def _obstacles(family: Family, config: Mapping[str, Any], pad: int) -> list[str]
             f"{pad + 1}, behind the tokenizer's padding id"
         )
     return lines
+
+
+def _kind(head: str | None) -> str | None:
+    """A head's name to its user, to whom one without its generator is no other."""
+    return ReplacedTokens.name if head == ALONE else head
 
 
 def task_settings(config: Mapping[str, Any]) -> dict[str, Any]:

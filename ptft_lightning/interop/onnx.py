@@ -23,6 +23,7 @@ from ptft_lightning.handoff.bundle import Bundle
 from ptft_lightning.interop.compare import SAMPLES, random_rows, token_logits
 from ptft_lightning.interop.families import TASKS, build_parts
 from ptft_lightning.objectives.base import PretrainHead
+from ptft_lightning.objectives.replaced import ALONE
 from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
 from ptft_lightning.tasks.base import Task
 from ptft_lightning.tasks.matching import Matching
@@ -133,7 +134,8 @@ def build_graph(bundle: Bundle) -> Graph:
         )
     if (task := WHOLE.get(head["name"])) is not None:
         parts["head"] = task.of(head["config"]).build_head(backbone, head["labels"])
-    tokenless = head["name"] in SENTENCE_PAIRS and not head["config"].get("rate")
+    pairs_alone = head["name"] in SENTENCE_PAIRS and not head["config"].get("rate")
+    tokenless = pairs_alone or head["name"] == ALONE
     if head["name"] is not None and ("head" not in parts or tokenless):
         raise UserError(
             f"'{bundle.path}' learnt '{head['name']}', which is no logits of tokens: "

@@ -22,6 +22,7 @@ from ptft_lightning.interop.family import BUFFERS, Family
 from ptft_lightning.interop.settings import PLAIN, Settings
 from ptft_lightning.interop.tensor_files import TensorFiles, read_json
 from ptft_lightning.interop.tokenizer_files import frames_alike
+from ptft_lightning.objectives.replaced import ALONE
 from ptft_lightning.tasks.classification import Classification
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -244,8 +245,8 @@ def _bundle_config(settings: Settings, family: Family, head: str | None) -> dict
 def _head(settings: Settings, family: Family, head: str | None) -> dict[str, Any]:
     if head in OBJECTIVES:
         return {"name": head, "config": OBJECTIVES[head]().config()}
-    if head is None:
-        return {"name": None, "config": {}}
+    if head in (None, ALONE):
+        return {"name": head, "config": {}}
     problem = settings.get("problem_type")
     labels = _labels(settings)
     classifies = head == Classification.name

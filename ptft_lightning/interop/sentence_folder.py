@@ -4,40 +4,12 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
-
-from ptft_lightning.data.tokenizer import Tokenizer
-from ptft_lightning.handoff.bundle import Bundle
 
 MODULES, POOLING, READING = "modules.json", "1_Pooling", "sentence_bert_config.json"
 WAYS = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}
 KINDS = {"": "Transformer", POOLING: "Pooling", "2_Normalize": "Normalize"}  # by folder
-
-
-class BareBundle(Bundle):
-    """A bundle without its head."""
-
-    def __init__(self, inner: Bundle) -> None:
-        head: dict[str, Any] = {"name": None, "config": {}}
-        super().__init__(inner.path, inner.config | {"head": head}, "", inner.lineage)
-        self.inner = inner
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """See `Bundle`."""
-        return self.inner.tokenizer
-
-    def names(self) -> list[str]:
-        """See `Bundle`."""
-        return [name for name in self.inner.names() if not name.startswith("head.")]
-
-    def tensor(self, name: str) -> Tensor:
-        """See `Bundle`."""
-        return self.inner.tensor(name)
 
 
 def write_modules(folder: Path, config: dict[str, Any]) -> None:

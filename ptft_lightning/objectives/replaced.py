@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from ptft_lightning.objectives.masked import MaskedLM
 from ptft_lightning.terms import IGNORE, LossMean, Output, token_term
 
 GENERATOR, DETECTOR = "masked", "replaced"  # the terms
+GENERATOR_PARTS = ("generator", "widen", "widen_norm", "projection")  # of the head
+ALONE = "detector"  # the head without them, as published models have it
 
 
 class ReplacedTokens(Objective):
@@ -63,6 +65,7 @@ class ReplacedTokens(Objective):
     name = "replaced"
     causal = False
     per_byte = False
+    goes_on_from: ClassVar[tuple[str, ...]] = (ALONE,)
 
     def __init__(
         self,
@@ -245,6 +248,14 @@ class ReplacedHead(PretrainHead):
         """(..., dim) hidden states -> (...) logits in float32: is this token another one?"""
         out: Tensor = self.classifier(F.gelu(self.dense(hidden)))[..., 0].float()
         return out
+
+
+def build_detector(backbone: Transformer, tied: bool) -> ReplacedHead:
+    """The head without its generator: `detect` is all that it does."""
+    head = cast(ReplacedHead, ReplacedTokens().build_head(backbone, tied))
+    for part in GENERATOR_PARTS:
+        delattr(head, part)
+    return head
 
 
 def _with(batch: Batch, tokens: Tensor, targets: dict[str, Tensor]) -> Batch:

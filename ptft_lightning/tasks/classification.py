@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -23,7 +25,7 @@ from ptft_lightning.tasks.matthews import Matthews
 from ptft_lightning.tasks.pooling import PooledHead, Pooling, spans_of
 from ptft_lightning.terms import IGNORE, Output, Term
 
-Transform = Literal["tanh", "gelu"]
+Transform = Literal["tanh", "gelu", "plain_gelu"]
 
 
 class Classification(Task):
@@ -44,7 +46,8 @@ class Classification(Task):
         label_smoothing: Share of the target spread over all classes, in training.
         monitor: The validation metric that decides which bundle is best.
         transform: What the vector goes through before the last layer: a dense layer with tanh
-            (BERT), or a dense layer with GELU and a norm (ModernBERT); default: nothing.
+            (BERT), with GELU and a norm (`gelu`: ModernBERT), or with GELU alone (`plain_gelu`:
+            ELECTRA); default: nothing.
         bias: Whether the last layer has a bias; GPT-2 and Llama in Hugging Face's library have
             none.
     """
@@ -181,11 +184,13 @@ class ClassificationHead(PooledHead):
     ) -> None:
         super().__init__(dim, classes, pooling, dropout, bias)
         self.smoothing = smoothing
+        self.activation: Callable[[Tensor], Tensor] = F.gelu
         self.dense: nn.Module | None = None
         self.norm: nn.Module | None = None
 
     def add_transform(self, backbone: Backbone, transform: Transform) -> None:
-        """A dense layer before the last one: with tanh, or with GELU and a norm."""
+        """A dense layer before the last one: with tanh, with GELU and a norm, or with GELU."""
+        self.activation = torch.tanh if transform == "tanh" else F.gelu
         self.dense = nn.Linear(backbone.dim, backbone.dim, bias=backbone.bias)
         if transform == "gelu":
             self.norm = nn.LayerNorm(backbone.dim, eps=backbone.norm_eps, bias=backbone.bias)
@@ -194,9 +199,8 @@ class ClassificationHead(PooledHead):
         """See `PooledHead`."""
         if self.dense is None:
             return pooled
-        dense: Tensor = self.dense(pooled)
-        out: Tensor = dense.tanh() if self.norm is None else self.norm(F.gelu(dense))
-        return out
+        out = self.activation(self.dense(pooled))
+        return out if self.norm is None else cast(Tensor, self.norm(out))
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> the `classification` term and (E, classes) scores."""

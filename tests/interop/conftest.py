@@ -46,6 +46,7 @@ WINDOWS = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers":
 THREE = {"num_labels": 3}
 TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 FIVE = {"id2label": dict(enumerate(TAGS)), "label2id": {t: i for i, t in enumerate(TAGS)}}
+WIDE = {"embedding_size": 32}  # as wide as the blocks: ELECTRA-base, -large
 
 # name -> (architecture, tokenizer, settings beside SHAPE).
 PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -94,6 +95,16 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "wordpiece",
         THREE,
     ),
+    "electra": ("ElectraForPreTraining", "wordpiece", WIDE),
+    "electra masked": ("ElectraForMaskedLM", "wordpiece", {**WIDE, "layer_norm_eps": 1e-3}),
+    "electra masked untied": (
+        "ElectraForMaskedLM",
+        "wordpiece",
+        {**WIDE, "type_vocab_size": 3, "tie_word_embeddings": False},
+    ),
+    "electra bare": ("ElectraModel", "wordpiece", WIDE),
+    "electra tagger": ("ElectraForTokenClassification", "wordpiece", {**WIDE, **FIVE}),
+    "electra classifier": ("ElectraForSequenceClassification", "wordpiece", {**WIDE, **THREE}),
     "gpt2": ("GPT2LMHeadModel", "bpe", {}),
     "gpt2 untied": ("GPT2LMHeadModel", "bpe", {"tie_word_embeddings": False}),
     "gpt2 with exact gelu": ("GPT2LMHeadModel", "bpe", {"activation_function": "gelu"}),

@@ -85,7 +85,7 @@ def test_dtypes_are_kept(dtype: torch.dtype, folder_of: Any, tmp_path: Path) -> 
     assert again.dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "qwen3", "roberta classifier"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "qwen3", "roberta classifier", "electra"])
 def test_through_a_bundle_and_back(name: str, folder_of: Any, tmp_path: Path) -> None:
     source = folder_of(name, tmp_path / "source", build_peer(name))
     theirs = open_model(source)

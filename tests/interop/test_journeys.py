@@ -29,6 +29,7 @@ TASKS = {
     "bert bare": {"pooling": "first", "transform": "tanh"},
     "roberta": {"pooling": "first", "transform": "tanh"},
     "modernbert": {"pooling": "mean", "transform": "gelu"},
+    "electra": {"pooling": "first", "transform": "plain_gelu"},
     "gpt2": {"pooling": "last", "bias": False},
     "qwen3": {"pooling": "last", "bias": False},
 }
@@ -46,6 +47,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("bert", True),
         ("roberta", True),
         ("modernbert", False),
+        ("electra", True),
         ("gpt2", False),
         ("qwen3", True),
     ],

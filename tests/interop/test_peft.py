@@ -38,6 +38,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "bert classifier": {"target_modules": ["value"], "layers_to_transform": [1]},
     "roberta": {"target_modules": ["query", "intermediate.dense"]},
     "modernbert": {"target_modules": ["Wqkv", "Wi", "Wo"]},
+    "electra classifier": {"target_modules": ["key", "intermediate.dense"]},
     "gpt2": {"target_modules": ["c_attn", "mlp.c_proj"]},
     "llama": {"target_modules": ["q_proj", "v_proj", "up_proj"], "use_rslora": True},
     "qwen3": {"target_modules": ["k_proj", "o_proj", "gate_proj", "down_proj"]},

@@ -33,7 +33,10 @@ def refusal(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def sources(folder_of: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    names = ("bert", "bert classifier", "gpt2", "llama", "llama tied", "qwen3", "modernbert")
+    names = (
+        *("bert", "bert classifier", "modernbert", "electra"),
+        *("gpt2", "llama", "llama tied", "qwen3"),
+    )
     place = tmp_path_factory.mktemp("sources")
     return {
         name: folder_of(name, place / name.replace(" ", "-"), build_peer(name)) for name in names
@@ -85,6 +88,11 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         ("truncate False",),
     ),
     "another activation": ("bert", {"hidden_act": "relu"}, ("hidden_act 'relu'", "'gelu'")),
+    "another activation in ELECTRA": (
+        "electra",
+        {"hidden_act": "gelu_new"},
+        ("hidden_act 'gelu_new'", "'gelu'"),
+    ),
     "another gate": ("llama", {"hidden_act": "gelu_pytorch_tanh"}, ("'silu' or 'gelu'",)),
     "cross attention": ("gpt2", {"add_cross_attention": True}, ("add_cross_attention True",)),
     "a decoder of an encoder": ("bert", {"is_decoder": True}, ("is_decoder True",)),
