@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptft_lightning.backbones.base import Backbone
+from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
 from ptft_lightning.handoff.bundle import Bundle
@@ -104,7 +105,8 @@ def write_onnx(bundle: Bundle, folder: Path) -> str:
     graph = build_graph(bundle)
     folder.mkdir(parents=True)
     _trace(graph, bundle, folder / GRAPH)
-    bundle.tokenizer.save(folder)
+    plain = json.loads(bundle.tokenizer.text) | {"padding": None, "truncation": None}
+    Tokenizer(json.dumps(plain, ensure_ascii=False)).save(folder)
     _compare_tokens(bundle, folder / "tokenizer.json")
     write_atomically(folder / "config.json", _json(bundle, graph).encode())
     worst = _compare(graph, bundle, folder / GRAPH)

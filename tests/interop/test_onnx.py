@@ -12,6 +12,7 @@ import pytest
 import torch
 from faults.kit import BACKBONE, call, done, finetune, read_json_lines, words, write_examples
 from interop.conftest import build_peer
+from tokenizers import Tokenizer as RawTokenizer
 
 from ptft_lightning.data.tokenizer import Tokenizer
 
@@ -102,6 +103,19 @@ def test_it_computes_what_predict_says(task, wordpiece_path, tmp_path):
     probabilities = logits.sigmoid() if multi else logits.softmax(-1)
     for line, found in zip(lines, probabilities.tolist(), strict=True):
         assert list(line["probabilities"].values()) == pytest.approx(found, abs=1e-4)
+
+
+def test_its_tokenizer_neither_pads_nor_cuts(folder_of: Any, tmp_path: Path) -> None:
+    """As that of all-MiniLM-L6-v2 does, whose rows are 128 tokens long."""
+    source = folder_of("bert bare", tmp_path / "source", build_peer("bert bare"))
+    raw = RawTokenizer.from_file(str(source / "tokenizer.json"))
+    wanted = raw.encode("The river under a green hill").ids
+    raw.enable_padding(length=16)
+    raw.enable_truncation(4)
+    raw.save(str(source / "tokenizer.json"))
+    folder = export(source, tmp_path / "out")
+    alone = RawTokenizer.from_file(str(folder / "tokenizer.json"))
+    assert alone.encode("The river under a green hill").ids == wanted
 
 
 @pytest.mark.parametrize(
