@@ -13,8 +13,9 @@ from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.errors import UserError
 from ptft_lightning.interop.decoders import Gpt2, Llama, Qwen2, Qwen3
 from ptft_lightning.interop.electra import Electra
-from ptft_lightning.interop.encoders import Bert, ModernBert, Roberta
+from ptft_lightning.interop.encoders import Bert, Roberta
 from ptft_lightning.interop.family import Family
+from ptft_lightning.interop.modernbert import ModernBert
 from ptft_lightning.interop.settings import Settings
 from ptft_lightning.objectives.base import Objective
 from ptft_lightning.objectives.causal import CausalLM

@@ -65,8 +65,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "no model type": ("llama", {"model_type": None}, ("no model_type",)),
     "unknown architecture": (
         "bert",
-        {"architectures": ["BertForTokenClassification"]},
-        ("'BertForTokenClassification'", "BertForMaskedLM", "BertModel"),
+        {"architectures": ["BertForMultipleChoice"]},
+        ("'BertForMultipleChoice'", "BertForMaskedLM", "BertModel"),
     ),
     "no architecture": ("bert", {"architectures": None}, ("no architectures", "BertModel")),
     "missing size": ("llama", {"hidden_size": None}, ("config.json' has no 'hidden_size'",)),
