@@ -431,7 +431,11 @@ def test_the_bundle_a_run_started_from_may_move_and_not_change(bundle, examples,
     run = resume(longer | {"trainer.max_steps": 4})
     assert run.code == 2
     was, now = open_bundle(bundle / "bundle").hash, open_bundle(moved).hash
-    assert f"started from {was}, and model.init_from is {now}" in run.errors[0]
+    assert f"started from {was}, and this one would from {now}" in run.errors[0]
+    run = resume(options | {"model.from_scratch": True, "trainer.max_steps": 4})
+    assert run.code == 2
+    assert f"started from {was}, and this one would from scratch" in run.errors[0]
+    assert "give the same model.init_from and model.from_scratch again" in run.errors[0]
 
 
 def foreign_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.commands.tool import run_tool
@@ -15,10 +15,10 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import Bundle, replace_directory
 from ptft_lightning.interop.adapters import plain
 from ptft_lightning.interop.compare import compare_with_transformers
-from ptft_lightning.interop.families import find_family
+from ptft_lightning.interop.families import UNTOLD, find_family, origin_of
 from ptft_lightning.interop.open import open_model
 from ptft_lightning.interop.part_bundle import PartBundle
-from ptft_lightning.interop.peft import CONFIG, write_peft
+from ptft_lightning.interop.peft import CONFIG, base_of, write_peft
 from ptft_lightning.interop.sentence_folder import MODULES, POOLING, READING, write_modules
 from ptft_lightning.interop.tensor_files import INDEX
 from ptft_lightning.interop.write import write_folder
@@ -70,6 +70,7 @@ def export(
     if target == Path(init_from).resolve():
         raise UserError(f"--output '{output}' is --init_from: name another directory")
     opened = open_model(init_from, base)
+    _tell_left_out(opened.config, graph=format == "onnx")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -93,8 +94,9 @@ def _write_theirs(
     encodes = bundle.config["head"]["name"] == Matching.name and not peft
     if encodes:
         bundle = PartBundle(bundle, None, ("head.",))
-    origin = bundle.lineage.get("huggingface", {}).get("model_type")
-    family = find_family(bundle.config, bundle.tokenizer.pad, asked, origin)
+    if peft:
+        asked = _family_below(opened, asked)
+    family = find_family(bundle.config, bundle.tokenizer.pad, asked, origin_of(opened.lineage))
     shape = TransformerConfig(**bundle.config["backbone"]["config"])
     if lost := family.lost_dropout(shape):
         named = " and ".join(f"backbone.{name}" for name in lost)
@@ -112,6 +114,27 @@ def _write_theirs(
             write_modules(folder, opened.config)
             checked = f"for sentence-transformers, {checked}"
     return f"{family.architecture(bundle.config['head']['name'])}, {checked}"
+
+
+def _family_below(opened: Bundle, asked: str | None) -> str | None:
+    """Adapters have the names of the model they are for."""
+    below = getattr(base_of(opened), "family", None)
+    if below is not None and asked not in (None, below.name):
+        raise UserError(f"--family is '{asked}', and the adapters are for a {below.name}: leave it")
+    return asked if below is None else str(below.name)
+
+
+def _tell_left_out(config: dict[str, Any], graph: bool) -> None:
+    """What a bundle's head has and its folder neither computes nor says; a graph's says more."""
+    head, lines = config["head"], list[str]()
+    if not graph:
+        lines += [f"{name} {value:.4g}" for name, value in config.get("found", {}).items()]
+        untold = UNTOLD.get(head["name"], ())
+        lines += [f"task.{key} true" for key in untold if head["config"].get(key) is True]
+    if head["name"] == Matching.name and head["labels"]:
+        lines.append(f"the layer that chooses between {', '.join(head['labels'])}")
+    if lines:
+        print(f"not in the folder: {'; '.join(lines)}", file=sys.stderr)
 
 
 def _check_place(target: Path, overwrite: bool) -> None:

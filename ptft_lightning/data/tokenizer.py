@@ -66,8 +66,11 @@ class Tokenizer:
     """
 
     def __init__(self, text: str) -> None:
-        self.text = text
         content, own = _content(text)
+        if content.get("padding") or content.get("truncation"):  # rows are made elsewhere
+            content |= {"padding": None, "truncation": None}
+            text = json.dumps(content | ({OWN: own} if own else {}), ensure_ascii=False)
+        self.text = text
         self.fingerprint = _fingerprint(content, own)
         self.first: list[str] = own.get("first", [])
         self.extends: str | None = own.get("extends")
@@ -228,8 +231,6 @@ def _load(text: str, parts: dict[str, tuple[str, ...]]) -> RawTokenizer:
         raw = RawTokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(str(error)) from error
-    raw.no_padding()
-    raw.no_truncation()
     names = sorted({name for usual in (PARTS, parts) for part in usual.values() for name in part})
     raw.add_special_tokens([name for name in names if raw.token_to_id(name) is not None])
     # Text is never control. Not saved with the file, so it is set at every load.

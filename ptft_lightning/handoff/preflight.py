@@ -173,11 +173,11 @@ def check_resume(saved: dict[str, Any] | None, mine: dict[str, Any]) -> None:
     pairs = [(key, theirs[key], mine[key]) for key in DECIDING if key in mine]
     if changed := [line for pair in pairs for line in _differences(*pair)]:
         raise UserError(f"ckpt_path: the checkpoint's model is another one ({'; '.join(changed)})")
-    was, now = (", ".join(p["hash"] for p in x["parents"]) or "nothing" for x in (facts, mine))
+    was, now = (", ".join(p["hash"] for p in x["parents"]) or "scratch" for x in (facts, mine))
     if was != now:
         raise UserError(
-            f"ckpt_path: the checkpoint's run started from {was}, and model.init_from is {now}: "
-            "name that bundle again, or begin a new run_dir"
+            f"ckpt_path: the checkpoint's run started from {was}, and this one would from {now}: "
+            "give the same model.init_from and model.from_scratch again, or a new run_dir"
         )
 
 

@@ -13,20 +13,12 @@ GATES = {"silu": "swiglu", "gelu": "geglu"}
 
 
 class Decoder(Family):
-    """What they share: a projection without bias, the last token for classification.
-
-    Attributes:
-        tagger: their name of a layer that tags every token.
-    """
-
-    tagger: ClassVar[str] = "score"
+    """What they share: a projection without bias, the last token for classification."""
 
     def head_table(self, head: str, tied: bool) -> Table:
         """See `Family`."""
         if head == "classification":
             return {"head.classifier.*": "score.*"}
-        if head == "tagging":
-            return {"head.classifier.*": f"{self.tagger}.*"}
         return {} if tied else {"head.projection.*": "lm_head.*"}
 
     def read_classification(self, theirs: Settings) -> dict[str, Any]:
@@ -39,7 +31,6 @@ class Gpt2(Decoder):
 
     name = "gpt2"
     prefix = "transformer."
-    tagger = "classifier"
     backbone: ClassVar[Table] = {
         "backbone.embedding.weight": "wte.weight",
         "backbone.position.weight": "wpe.weight",
@@ -112,6 +103,7 @@ class Llama(Decoder):
 
     name = "llama"
     prefix = "model."
+    tagger = "score"
     backbone: ClassVar[Table] = {
         "backbone.embedding.weight": "embed_tokens.weight",
         "backbone.layers.#.attention.qkv.*": (

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 from ptft_lightning.errors import UserError
-from ptft_lightning.interop.encoders import Bert
-from ptft_lightning.interop.family import TOKEN_HEADS, Heads, Table, Values
+from ptft_lightning.interop.encoders import DENSE_CLASSIFIER, Bert
+from ptft_lightning.interop.family import Heads, Table, Values
 from ptft_lightning.interop.settings import Settings
 from ptft_lightning.objectives.replaced import ALONE
 
@@ -51,13 +51,8 @@ class Electra(Bert):
 
     def head_table(self, head: str, tied: bool) -> Table:
         """See `Family`."""
-        if head in TOKEN_HEADS:
-            return TOKEN_HEADS[head]
         if head == "classification":
-            return {
-                "head.dense.*": "classifier.dense.*",
-                "head.classifier.*": "classifier.out_proj.*",
-            }
+            return DENSE_CLASSIFIER
         if head == ALONE:
             return {
                 "head.dense.*": "discriminator_predictions.dense.*",

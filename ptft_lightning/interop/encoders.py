@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
-from ptft_lightning.interop.family import TOKEN_HEADS, Family, Heads, Only, Table, Values
+from ptft_lightning.interop.family import Family, Heads, Only, Table, Values
 from ptft_lightning.interop.settings import Settings
+
+DENSE_CLASSIFIER: Table = {
+    "head.dense.*": "classifier.dense.*",
+    "head.classifier.*": "classifier.out_proj.*",
+}
 
 
 class Bert(Family):
@@ -97,8 +102,6 @@ class Bert(Family):
 
     def head_table(self, head: str, tied: bool) -> Table:
         """See `Family`; untied, the projection has its own bias."""
-        if head in TOKEN_HEADS:
-            return TOKEN_HEADS[head]
         if head == "classification":
             return {"head.dense.*": "bert.pooler.dense.*", "head.classifier.*": "classifier.*"}
         own = {"head.projection.*": "cls.predictions.decoder.*"}
@@ -147,13 +150,8 @@ class Roberta(Bert):
 
     def head_table(self, head: str, tied: bool) -> Table:
         """See `Family`."""
-        if head in TOKEN_HEADS:
-            return TOKEN_HEADS[head]
         if head == "classification":
-            return {
-                "head.dense.*": "classifier.dense.*",
-                "head.classifier.*": "classifier.out_proj.*",
-            }
+            return DENSE_CLASSIFIER
         own = {"head.projection.*": "lm_head.decoder.*"}
         return {
             "head.dense.*": "lm_head.dense.*",

@@ -37,6 +37,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 TASKS: dict[str, type[Task]] = {t.name: t for t in (Classification, Tagging, ExtractiveQA)}
 
+# Settings of a task that shape what its head computes and that config.json has no place for.
+UNTOLD = {Tagging.name: ("pooling", "presplit"), ExtractiveQA.name: ("unanswerable",)}
+
 
 def build_parts(config: Mapping[str, Any]) -> nn.ModuleDict:
     """`backbone` and, if there is one, `head` of a bundle's config; tensor names are its keys."""
@@ -54,13 +57,21 @@ def build_parts(config: Mapping[str, Any]) -> nn.ModuleDict:
 
 
 def read_task(name: str, family: Family, theirs: Settings, labels: list[str]) -> dict[str, Any]:
-    """A task's head, as a bundle's config has it."""
-    if name == ExtractiveQA.name:
-        return {"name": name, "config": ExtractiveQA().config(), "labels": []}
+    """A task's head, as a bundle's config has it; what is untold is left to the user."""
     config = family.read_classification(theirs)
     if name == Tagging.name:
         config = Tagging(dropout=config["dropout"]).config()
-    return {"name": name, "config": config, "labels": labels}
+    if name == ExtractiveQA.name:
+        config, labels = ExtractiveQA().config(), []
+    told = {key: value for key, value in config.items() if key not in UNTOLD.get(name, ())}
+    return {"name": name, "config": told, "labels": labels}
+
+
+def origin_of(lineage: Mapping[str, Any]) -> str | None:
+    """The family that a model, or the first of those it was made from, was read from."""
+    if read := lineage.get("huggingface"):
+        return str(read["model_type"])
+    return next(filter(None, map(origin_of, lineage.get("parents", []))), None)
 
 
 def _objective(head: Mapping[str, Any]) -> Objective:
@@ -115,8 +126,8 @@ def _obstacles(family: Family, config: Mapping[str, Any], pad: int) -> list[str]
         lines.append("objective.rate is null and would have to be a share of tokens to predict")
     elif head["name"] == Classification.name:
         lines += _task_obstacles(family, task_settings(config))
-    elif head["name"] == Tagging.name and head["config"]["crf"]:
-        lines.append("task.crf is True and would have to be False")
+    elif head["name"] == Tagging.name:
+        lines += _tagging_obstacles(head["config"], transformer.causal)
     if config.get("reads"):
         lines.append(f"it reads {config['reads']} and would have to read plainly")
     if family.name == "roberta" and transformer.position_start != pad + 1:
@@ -124,6 +135,14 @@ def _obstacles(family: Family, config: Mapping[str, Any], pad: int) -> list[str]
             f"backbone.position_start is {transformer.position_start} and would have to be "
             f"{pad + 1}, behind the tokenizer's padding id"
         )
+    return lines
+
+
+def _tagging_obstacles(task: Mapping[str, Any], causal: bool) -> list[str]:
+    lines = ["task.crf is True and would have to be False"] if task["crf"] else []
+    usual, pooling = "last" if causal else "first", task.get("pooling", "auto")
+    if pooling not in ("auto", usual):
+        lines.append(f"task.pooling is '{pooling}' and would have to be '{usual}'")
     return lines
 
 

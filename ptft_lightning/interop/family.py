@@ -21,11 +21,6 @@ Table = Mapping[str, str | tuple[str, ...]]
 Heads = dict[str, str | None]
 Values = dict[str, Any]
 Only = dict[str, tuple[Any, ...]]
-# Heads that are one linear layer on every token, as encoders name them.
-TOKEN_HEADS: dict[str, Table] = {
-    "tagging": {"head.classifier.*": "classifier.*"},
-    "question_answering": {"head.outputs.*": "qa_outputs.*"},
-}
 LAYER = re.compile(r"\.(\d+)\.")
 # Constant tensors of older releases, which a model computes by itself.
 BUFFERS = re.compile(r"(position_ids|\.attn\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
@@ -45,6 +40,7 @@ class Family:
         spare: tensor -> the one that holds its values where it is missing.
         defaults: values of missing keys.
         only: keys that are read with these values alone.
+        tagger: their name of a layer that tags every token.
     """
 
     name: ClassVar[str]
@@ -56,6 +52,7 @@ class Family:
     spare: ClassVar[dict[str, str]] = {}
     defaults: ClassVar[Values]
     only: ClassVar[Only]
+    tagger: ClassVar[str] = "classifier"
 
     def read(self, theirs: Settings) -> TransformerConfig:
         """Their config as ours."""
@@ -66,7 +63,7 @@ class Family:
         raise NotImplementedError
 
     def head_table(self, head: str, tied: bool) -> Table:
-        """Names of a head's tensors."""
+        """Names of the tensors of a head that is more than one layer on every token."""
         raise NotImplementedError
 
     def read_classification(self, theirs: Settings) -> dict[str, Any]:
@@ -98,7 +95,7 @@ class Family:
     def sources(self, name: str, head: str | None, tied: bool, prefix: str) -> tuple[str, ...]:
         """Their names of one of our tensors, () if they have none."""
         own = name.startswith("head.")
-        table = self.head_table(head, tied) if own and head is not None else self.backbone
+        table = self._of_head(head, tied) if own and head is not None else self.backbone
         layer, (stem, _, kind) = LAYER.search(name), name.rpartition(".")
         key, stem = LAYER.sub(".#.", name), LAYER.sub(".#.", f"{stem}.")
         found = table.get(key, table.get(f"{stem}*", ()))
@@ -106,6 +103,14 @@ class Family:
         number = layer[1] if layer else ""
         prefix = "" if own else prefix
         return tuple(prefix + n.replace("#", number).replace("*", kind) for n in names)
+
+    def _of_head(self, head: str, tied: bool) -> Table:
+        """Heads that are one layer on every token have no table of their own."""
+        if head == "tagging":
+            return {"head.classifier.*": f"{self.tagger}.*"}
+        if head == "question_answering":
+            return {"head.outputs.*": "qa_outputs.*"}
+        return self.head_table(head, tied)
 
     def merge(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Our tensor from theirs, in the order of `sources`."""

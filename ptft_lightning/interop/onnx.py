@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptft_lightning.backbones.base import Backbone
-from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
 from ptft_lightning.handoff.bundle import Bundle
@@ -105,8 +104,7 @@ def write_onnx(bundle: Bundle, folder: Path) -> str:
     graph = build_graph(bundle)
     folder.mkdir(parents=True)
     _trace(graph, bundle, folder / GRAPH)
-    plain = json.loads(bundle.tokenizer.text) | {"padding": None, "truncation": None}
-    Tokenizer(json.dumps(plain, ensure_ascii=False)).save(folder)
+    bundle.tokenizer.save(folder)
     _compare_tokens(bundle, folder / "tokenizer.json")
     write_atomically(folder / "config.json", _json(bundle, graph).encode())
     worst = _compare(graph, bundle, folder / GRAPH)
@@ -228,9 +226,15 @@ def _json(bundle: Bundle, graph: Graph) -> str:
     shape, head = bundle.config["backbone"]["config"], bundle.config["head"]
     said = {
         "head": head["name"],
-        "labels": head.get("labels") or [],
+        "labels": [] if isinstance(graph.head, MatchingHead) else head.get("labels") or [],
         # Of a word's tokens, those that have its logits: first, last, or the mean of all.
         **({"word_logits": graph.head.pooling} if isinstance(graph.head, WordHead) else {}),
+        **{
+            key: head["config"][key]
+            for key in ("presplit", "unanswerable")
+            if key in head["config"]
+        },
+        **bundle.config.get("found", {}),
         "max_length": shape["max_length"],
         "pad_token_id": bundle.tokenizer.pad,
         "padding_side": "right",

@@ -21,9 +21,11 @@ from ptft_lightning.interop.families import FAMILIES, OBJECTIVES, TASKS, build_p
 from ptft_lightning.interop.family import BUFFERS, Family
 from ptft_lightning.interop.settings import PLAIN, Settings
 from ptft_lightning.interop.tensor_files import TensorFiles, read_json
-from ptft_lightning.interop.tokenizer_files import frames_alike
+from ptft_lightning.interop.tokenizer_files import framed_otherwise
 from ptft_lightning.objectives.replaced import ALONE
-from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.question_answering import ExtractiveQA
+from ptft_lightning.tasks.tagging import Tagging
+from ptft_lightning.tasks.tags import scheme_of
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt"]
@@ -55,11 +57,12 @@ def open_model(path: str | Path, base: str | None = None) -> Bundle:
         return _completed(open_bundle(path), base)
     bundle = HuggingFaceBundle(folder)
     bundle.path = str(path)
-    if bundle.config["phase"] == "finetune" and not frames_alike(bundle.tokenizer):
+    others = framed_otherwise(bundle.tokenizer) if bundle.config["phase"] == "finetune" else []
+    if others:
         frame = bundle.tokenizer.frame([])
         print(
-            f"'{folder}' was tuned on texts framed otherwise than ours ({frame} around them): its "
-            "first scores differ from transformers'",
+            f"'{folder}' was tuned on {others[0]} framed otherwise than ours ({frame} around "
+            f"them): its first scores differ from transformers'",
             file=sys.stderr,
         )
     return bundle
@@ -247,14 +250,22 @@ def _head(settings: Settings, family: Family, head: str | None) -> dict[str, Any
         return {"name": head, "config": OBJECTIVES[head]().config()}
     if head in (None, ALONE):
         return {"name": head, "config": {}}
+    if head == ExtractiveQA.name:
+        return read_task(head, family, settings, [])
     problem = settings.get("problem_type")
     labels = _labels(settings)
-    classifies = head == Classification.name
-    if classifies and (problem not in (None, "single_label_classification") or len(labels) < 2):
+    if problem not in (None, "single_label_classification") or len(labels) < 2:
         raise UserError(
             f"'{settings.place}' is of a {problem or 'regression'} with {len(labels)} labels: "
             "only models that choose one of several labels are read"
         )
+    if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
+        raise UserError(f"'{settings.place}' names a label twice in id2label: {', '.join(twice)}")
+    if head == Tagging.name:
+        try:
+            scheme_of(labels)
+        except ValueError as error:
+            raise UserError(f"'{settings.place}', id2label: {error}") from error
     return read_task(head, family, settings, labels)
 
 

@@ -114,13 +114,18 @@ def _peft_config(lora: LoRA, modules: list[str], wide: Mapping[str, int]) -> dic
     }
 
 
+def base_of(bundle: Bundle) -> Bundle:
+    """What lies under all adapters."""
+    while isinstance(bundle, AdapterBundle):
+        bundle = bundle.base
+    return bundle
+
+
 def _base_place(bundle: Bundle) -> str | None:
     """The folder or hub id of the model below, if it is in their layout."""
     from ptft_lightning.interop.open import HuggingFaceBundle
 
-    base = bundle
-    while isinstance(base, AdapterBundle):
-        base = base.base
+    base = base_of(bundle)
     if not isinstance(base, HuggingFaceBundle):
         return None
     return str(Path(base.path).resolve()) if Path(base.path).exists() else base.path

@@ -17,7 +17,13 @@ from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.handoff.bundle import FORMAT, Bundle
 from ptft_lightning.interop.adapters import BODY, AdapterBundle
-from ptft_lightning.interop.families import TASKS, build_parts, find_family, read_task
+from ptft_lightning.interop.families import (
+    TASKS,
+    build_parts,
+    find_family,
+    origin_of,
+    read_task,
+)
 from ptft_lightning.interop.peft import CONFIG, KINDS, ROOT, SIDES, TENSORS, Pair
 from ptft_lightning.interop.settings import Settings
 from ptft_lightning.interop.tensor_files import read_json
@@ -74,7 +80,7 @@ class _Adapters(Bundle):
         self.settings, self.base = read_json(folder / CONFIG), base
         Settings(str(folder / CONFIG), self.settings, {}).require(PLAIN)
         self.family = getattr(base, "family", None) or find_family(
-            base.config, base.tokenizer.pad, None
+            base.config, base.tokenizer.pad, None, origin_of(base.lineage)
         )
         try:
             named = load_file(folder / TENSORS)
@@ -182,6 +188,11 @@ class _Adapters(Bundle):
         if kind not in TASKS:
             kinds = {theirs: ours for ours, theirs in KINDS.items() if ours in TASKS}
             kind = kinds.get(str(self.settings.get("task_type")), Classification.name)
+            if family.architecture(kind) is None:
+                raise UserError(
+                    f"'{self.path}' has a head for task_type {self.settings['task_type']}, and "
+                    f"{family.name} has none of that kind here: {', '.join(family.heads)} are read"
+                )
             last = self._sources("head.classifier.weight", kind)
             count = len(self.theirs[last[0]]) if last and last[0] in self.theirs else 0
             head = read_task(kind, family, settings, [f"LABEL_{i}" for i in range(count)])

@@ -31,7 +31,7 @@ def special_ids(tokenizer: Tokenizer, causal: bool) -> dict[str, int]:
 
 
 def tokenizer_files(
-    tokenizer: Tokenizer, causal: bool, tuned: bool, max_length: int, types: bool
+    tokenizer: Tokenizer, causal: bool, tuned: bool, theirs: bool, max_length: int, types: bool
 ) -> dict[str, str]:
     """File name -> text.
 
@@ -39,6 +39,7 @@ def tokenizer_files(
         tokenizer: the bundle's.
         causal: whether the model reads from left to right.
         tuned: whether it was tuned for a task, on examples framed as ours are.
+        theirs: whether it is as others made it: so is the frame it was tuned on.
         max_length: tokens the model reads.
         types: whether it tells the texts of a pair apart.
 
@@ -62,23 +63,27 @@ def tokenizer_files(
         "clean_up_tokenization_spaces": False,
     }
     return {
-        "tokenizer.json": _framed(tokenizer, causal, tuned),
+        "tokenizer.json": _framed(tokenizer, causal, tuned, theirs),
         "tokenizer_config.json": _json(config),
         "special_tokens_map.json": _json(tokens),
     }
 
 
-def frames_alike(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer puts around a text what we put around an example."""
-    raw = RawTokenizer.from_str(_plain(tokenizer))
-    return bool(raw.encode(PROBE).ids == _wanted(tokenizer, None, generates=False))
+def framed_otherwise(tokenizer: Tokenizer) -> list[str]:
+    """Examples, as words, around which the tokenizer does not put what we do."""
+    raw, kinds = RawTokenizer.from_str(_plain(tokenizer)), {"texts": None, "pairs of texts": PROBE}
+    return [
+        kind
+        for kind, pair in kinds.items()
+        if raw.encode(PROBE, pair).ids != _wanted(tokenizer, pair, generates=False)
+    ]
 
 
-def _framed(tokenizer: Tokenizer, causal: bool, tuned: bool) -> str:
+def _framed(tokenizer: Tokenizer, causal: bool, tuned: bool, theirs: bool) -> str:
     """tokenizer.json that frames a text as the model's were.
 
-    A generating model is given the begin token alone. What a pretrained model's own tokenizer
-    adds is left as it is: its makers decided so.
+    A generating model is given the begin token alone. What the tokenizer of a pretrained model, or
+    of one that others tuned, adds is left as it is: its makers decided so.
     """
     text = _plain(tokenizer)
     raw = RawTokenizer.from_str(text)
@@ -86,7 +91,7 @@ def _framed(tokenizer: Tokenizer, causal: bool, tuned: bool) -> str:
     wanted = [_wanted(tokenizer, pair, generates) for pair in (None, PROBE)]
     adds = [raw.encode(PROBE, pair).ids for pair in (None, PROBE)]
     plain = raw.encode(PROBE, add_special_tokens=False).ids
-    if adds == wanted or (raw.post_processor is not None and not tuned):
+    if adds == wanted or (raw.post_processor is not None and (theirs or not tuned)):
         return text
     frame = _template(tokenizer, generates)
     before = raw.post_processor

@@ -20,6 +20,7 @@ from ptft_lightning.interop.tensor_files import INDEX, SINGLE
 from ptft_lightning.interop.tokenizer_files import special_ids, tokenizer_files
 from ptft_lightning.progress import ByteProgress
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.question_answering import ExtractiveQA
 
 IDS = ("pad", "bos", "eos", "cls", "sep")  # of special tokens, those a config.json names
 
@@ -40,7 +41,9 @@ def write_folder(bundle: Bundle, family: Family, folder: Path, shard_bytes: int)
         files["generation_config.json"] = _json({k: config[k] for k in ids if k in config})
     shape = TransformerConfig(**bundle.config["backbone"]["config"])
     tuned, types = bundle.config["phase"] == "finetune", shape.token_types > 1
-    files |= tokenizer_files(bundle.tokenizer, causal, tuned, shape.max_length, types)
+    theirs = "huggingface" in bundle.lineage
+    given = causal, tuned, theirs, shape.max_length, types
+    files |= tokenizer_files(bundle.tokenizer, *given)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -52,6 +55,11 @@ def _config(bundle: Bundle, family: Family) -> dict[str, Any]:
         raise UserError(
             f"the tokenizer of '{bundle.path}' has ids up to {tokenizer.size - 1}, its embedding "
             f"{shape['vocab_size']} rows: one of them is of another model"
+        )
+    if head["name"] == ExtractiveQA.name and tokenizer.end is None:
+        raise UserError(
+            f"the tokenizer of '{bundle.path}' has no end token to stand between question and "
+            "context, which others' programs put there: train with a tokenizer that has one"
         )
     ids = special_ids(tokenizer, transformer.causal)
     config = {

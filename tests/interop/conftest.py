@@ -104,6 +104,7 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "electra bare": ("ElectraModel", "wordpiece", WIDE),
     "electra tagger": ("ElectraForTokenClassification", "wordpiece", {**WIDE, **FIVE}),
+    "electra answers": ("ElectraForQuestionAnswering", "wordpiece", WIDE),
     "electra classifier": ("ElectraForSequenceClassification", "wordpiece", {**WIDE, **THREE}),
     "gpt2": ("GPT2LMHeadModel", "bpe", {}),
     "gpt2 untied": ("GPT2LMHeadModel", "bpe", {"tie_word_embeddings": False}),
@@ -131,6 +132,7 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "bpe",
         {**FEW_KEYS, **WINDOWS, "head_dim": 16, "rope_parameters": YARN},
     ),
+    "qwen3 tagger": ("Qwen3ForTokenClassification", "bpe", {**FEW_KEYS, **FIVE}),
     "qwen3 classifier": ("Qwen3ForSequenceClassification", "bpe", {**FEW_KEYS, **THREE}),
 }
 
