@@ -142,8 +142,8 @@ class FinetuneModule(PhaseModule):
         own = self.bundle.config["head"]["name"] in self.task.goes_on_from
         head = self._tuned_bundle or self.task.zero_shot or own
         if not (name.startswith("backbone.") or head):
-            known = self.task.inherited(name)
-            return self.bundle.tensor(known) if known in self.bundle.names() else None
+            known = [n for n in self.task.inherited(name) if n in self.bundle.names()]
+            return self.bundle.tensor(known[0]) if known else None
         if name not in self.bundle.names():
             if self.tuning.adds(name):
                 return None
@@ -152,7 +152,7 @@ class FinetuneModule(PhaseModule):
         return self.bundle.tensor(name)
 
     def _unused(self, new: list[str]) -> list[str]:
-        taken = {self.task.inherited(name) for name, _ in self.net.named_parameters()}
+        taken = {n for name, _ in self.net.named_parameters() for n in self.task.inherited(name)}
         return [name for name in super()._unused(new) if name not in taken]
 
     def bundle_config(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 import transformers
 from faults.kit import call, done, finetune, pretrain, read_json_lines, words, write_examples
 from interop.conftest import TAGS, build_peer, edit_config
+from safetensors.torch import load_file, save_file
 
 from ptft_lightning.handoff.bundle import open_bundle
 from ptft_lightning.interop.open import open_model
@@ -176,6 +177,32 @@ def test_a_text_encoder_is_handed_back(folder_of: Any, tmp_path: Path) -> None:
         found = torch.nn.functional.normalize(hidden.mean(0), dim=0)
         assert found.tolist() == pytest.approx(vector, abs=1e-5)
     done(["export", "--init_from", tmp_path / "run", "--output", out, "--overwrite", "true"])
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_berts_pooler_is_the_dense_layer(
+    prefix: str, folder_of: Any, examples: Path, tmp_path: Path
+) -> None:
+    """As in transformers, in a bare model's folder and in one for masked LM that still has it."""
+    name = "bert" if prefix else "bert bare"
+    source = folder_of(name, tmp_path / "source", build_peer(name))
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    if prefix:
+        tensors["bert.pooler.dense.weight"] = torch.randn(32, 32)
+        tensors["bert.pooler.dense.bias"] = torch.randn(32)
+        save_file(tensors, file, {"format": "pt"})
+    task = {"class_path": "Classification", "init_args": TASKS[name]}
+    options = finetune(tmp_path / "run", source, examples)
+    still = {"model.optimizer.lr": 1e-30, "trainer.max_epochs": 1}
+    run = done(words("fit", options | {"model.task": task} | still))
+    mine = load_file(tmp_path / "run" / "bundle" / "model.safetensors")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(source)
+    for kind in ("weight", "bias"):
+        assert torch.equal(mine[f"head.dense.{kind}"], tensors[f"{prefix}pooler.dense.{kind}"])
+        assert torch.equal(mine[f"head.dense.{kind}"], getattr(theirs.bert.pooler.dense, kind))
+    assert "new: head.classifier.weight, head.classifier.bias" in run.err
+    assert "pooler.dense" not in run.err  # is not called unused
 
 
 @pytest.mark.parametrize("name", ["bert bare", "gpt2", "modernbert"])
