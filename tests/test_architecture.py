@@ -98,6 +98,7 @@ LEAVES = (
     *("data/workers.py", "data/cluster.py", "data/duplicates.py", "data/drop_list.py"),
     *(
         "backbones/unpacking.py",
+        "backbones/windows.py",
         "backbones/likeness.py",
         "data/growing.py",
         "data/preparation.py",

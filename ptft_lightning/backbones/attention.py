@@ -6,6 +6,7 @@
 | CPU | otherwise | torch SDPA |
 | CUDA | one full document a row | torch SDPA without a mask (flash) |
 | CUDA | packed rows | torch SDPA with a mask (memory-efficient) |
+| any | windowed, rows longer than some of them | the same in blocks (`windows.py`) |
 
 Never timed at run time: a resumed run uses the kernel it used before.
 """
@@ -29,15 +30,22 @@ def attention_mask(
     window: int | None = None,
     device: torch.device | None = None,
     front: Tensor | None = None,
+    cut: bool = False,
 ) -> Tensor | None:
     """The additive mask of `span` = (queries, keys) tokens, (B or 1, 1, Q, K) with 0 and -inf.
 
     None where it would say no more than `causal` does. The queries are the last of the keys;
     `documents` (B, K) are those of the keys; a `window` hides what is further away; keys in `front`
     (B, K) are seen by all queries in it, also causally. Made once per forward and shared by layers.
-    Padding attends padding, so that no row of scores is empty.
+    Padding attends padding, so that no row of scores is empty. Long rows that may be `cut` into
+    blocks of their window get the mask of `windows.window_mask` instead.
     """
     queries, keys = span
+    if cut and window is not None and front is None:
+        from ptft_lightning.backbones.windows import cuts, window_mask  # a leaf
+
+        if cuts(keys, window, causal):
+            return window_mask(documents, causal, dtype, keys, window, device)
     plain = documents is None and front is None and (not causal or queries in (1, keys))
     # Whether rows are wider than the window is asked last: a traced length has no answer.
     if plain and (window is None or keys <= window + 1):
@@ -84,6 +92,10 @@ def attention(
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    if mask is not None and mask.dim() == 5:
+        from ptft_lightning.backbones.windows import window_attention  # a leaf
+
+        return window_attention(query, key, value, mask, dropout)
     causal = causal and query.shape[2] == key.shape[2]  # a single last token sees all
     short = query.dtype == torch.bfloat16 and query.shape[2] <= PLAIN_MAX_LENGTH
     if query.device.type == "cpu" and short:

@@ -79,10 +79,13 @@ class Transformer(Backbone):
         front = None
         if self.prefix_lm and segments is not None:
             front = F.pad(segments == 1, (read, 0))  # what was read before is seen by all
-        given = documents, dtype, span, tokens.device, front
-        mask = {w: self._mask(w, *given) for w in self.kinds}
+        seen, cut = (documents, self.causal, dtype, span), cache is None and prefix is None
+        window = {w: self.config.window if w else None for w in self.kinds}
+        mask = {w: attention_mask(*seen, window[w], tokens.device, front, cut) for w in self.kinds}
         if prefix is not None:
-            mask = {w: self._see(m, prefix, x, dtype) for w, m in mask.items()}
+            like = x.new_empty(0, dtype=dtype)
+            beside = prefix[0][0].shape[1], self.causal, x.shape[1], like
+            mask = {w: see_prefix(m, *beside) for w, m in mask.items()}
         states = []
         for layer, block in enumerate(self.layers):
             states.append(x)
@@ -104,24 +107,6 @@ class Transformer(Backbone):
         return rotary_angles(
             positions, shape.head_width, theta or shape.rope_theta, dtype, shape.rope_scaling
         )
-
-    def _mask(
-        self,
-        windowed: bool,
-        documents: Tensor | None,
-        dtype: torch.dtype,
-        span: tuple[int, int],
-        device: torch.device,
-        front: Tensor | None,
-    ) -> Tensor | None:
-        window = self.config.window if windowed else None
-        return attention_mask(documents, self.causal, dtype, span, window, device, front)
-
-    def _see(
-        self, mask: Tensor | None, prefix: Prefix, x: Tensor, dtype: torch.dtype
-    ) -> Tensor | None:
-        length = prefix[0][0].shape[1]
-        return see_prefix(mask, length, self.causal, x.shape[1], x.new_empty(0, dtype=dtype))
 
     def embed(
         self, tokens: Tensor, positions: Tensor, segments: Tensor | None, embeds: Tensor | None
