@@ -2,8 +2,9 @@
 
 From English Wikipedia, what is most like answers of MedQuAD (and, for comparison, random documents
 of as many bytes): a causal model is pretrained on each, its loss on held-out answers measured, and
-then fine-tuned to tell the type of a question. Everything else alike; seeds are paired. Prints a
-table in markdown with the paired differences and their 95 % intervals.
+then fine-tuned to tell the type of a question from its answer (--read question: from itself, which
+is easy). Everything else alike; seeds are paired. Prints a table in markdown with the paired
+differences and their 95 % intervals.
 
     python benchmarks/selection.py --data DATA --out runs/selection
 
@@ -39,6 +40,7 @@ def options() -> argparse.Namespace:
     add("--target_answers", type=int, default=4000, help="that selection sees")
     add("--vocab", type=int, default=8192)
     add("--steps", type=int, default=600, help="of pretraining, 16 rows of 128 tokens each")
+    add("--read", choices=["question", "answer"], default="answer", help="to tell the type")
     add("--labels", type=int, default=300)
     add("--tune_steps", type=int, default=120)
     add("--test_examples", type=int, default=1500)
@@ -53,12 +55,13 @@ def write_target(args: argparse.Namespace) -> None:
     seen = some(train, args.target_answers, 0)
     write(args.out / "like.jsonl", [{"text": row["answer"]} for row in seen])
     write(args.out / "held.jsonl", [{"text": row["answer"]} for row in held])
-    asked = [{"text": row["question"], "label": row["qtype"]} for row in some(train, len(train), 0)]
-    write(args.out / "validation.jsonl", asked[:HELD])
+    kind = args.read
+    asked = [{"text": row[kind], "label": row["qtype"]} for row in some(train, len(train), 0)]
+    write(args.out / f"validation-{kind}.jsonl", asked[:HELD])
     for seed in range(args.seeds):
-        write(args.out / f"train-{seed}.jsonl", some(asked[HELD:], args.labels, seed))
-    test = [{"text": row["question"], "label": row["qtype"]} for row in held]
-    write(args.out / "test.jsonl", some(test, args.test_examples, 0))
+        write(args.out / f"train-{kind}-{seed}.jsonl", some(asked[HELD:], args.labels, seed))
+    test = [{"text": row[kind], "label": row["qtype"]} for row in held]
+    write(args.out / f"test-{kind}.jsonl", some(test, args.test_examples, 0))
 
 
 def prepared(args: argparse.Namespace, name: str, **given: Any) -> str:
@@ -117,12 +120,17 @@ def fit(args: argparse.Namespace, method: str, seed: int) -> tuple[float, float]
             report=False,
             samples__count=0,
         )
-    if not (at / "tune" / "test.json").is_file():
-        files = {"train": f"train-{seed}", "validation": "validation", "test": "test"}
+    tune, kind = at / f"tune-{args.read}", args.read
+    if not (tune / "test.json").is_file():
+        files = {
+            "train": f"train-{kind}-{seed}",
+            "validation": f"validation-{kind}",
+            "test": f"test-{kind}",
+        }
         call(
             "fit",
             config=str(ROOT / "configs" / "quickstart" / "finetune.yaml"),
-            run_dir=str(at / "tune"),
+            run_dir=str(tune),
             model__init_from=str(at / "pretrain"),
             model__seed=seed,
             data__seed=seed,
@@ -132,10 +140,10 @@ def fit(args: argparse.Namespace, method: str, seed: int) -> tuple[float, float]
             trainer__precision=args.precision,
             report=False,
         )
-        call("test", run_dir=str(at / "tune"), overlap=False)
+        call("test", run_dir=str(tune), overlap=False)
     with open(at / "pretrain" / "metrics.csv", newline="") as stream:
         losses = [row["val_target_loss"] for row in csv.DictReader(stream)]
-    scores = json.loads((at / "tune" / "test.json").read_text())
+    scores = json.loads((tune / "test.json").read_text())
     return float([loss for loss in losses if loss][-1]), float(scores["test_accuracy"])
 
 
