@@ -30,22 +30,22 @@ def attention_mask(
     window: int | None = None,
     device: torch.device | None = None,
     front: Tensor | None = None,
-    cut: bool = False,
+    cut: int = 0,
 ) -> Tensor | None:
     """The additive mask of `span` = (queries, keys) tokens, (B or 1, 1, Q, K) with 0 and -inf.
 
     None where it would say no more than `causal` does. The queries are the last of the keys;
     `documents` (B, K) are those of the keys; a `window` hides what is further away; keys in `front`
     (B, K) are seen by all queries in it, also causally. Made once per forward and shared by layers.
-    Padding attends padding, so that no row of scores is empty. Long rows that may be `cut` into
-    blocks of their window get the mask of `windows.window_mask` instead.
+    Padding attends padding, so that no row of scores is empty. So many rows as may be `cut` into
+    blocks of their window get the mask of `windows.window_mask` instead, where they are long.
     """
     queries, keys = span
-    if cut and window is not None and front is None:
+    if window is not None and front is None and cut:
         from ptft_lightning.backbones.windows import cuts, window_mask  # a leaf
 
         if cuts(keys, window, causal):
-            return window_mask(documents, causal, dtype, keys, window, device)
+            return window_mask(documents, causal, dtype, (cut, keys), window, device)
     plain = documents is None and front is None and (not causal or queries in (1, keys))
     # Whether rows are wider than the window is asked last: a traced length has no answer.
     if plain and (window is None or keys <= window + 1):

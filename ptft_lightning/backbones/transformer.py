@@ -76,15 +76,14 @@ class Transformer(Backbone):
         span = (tokens.shape[1], read + tokens.shape[1])
         # What blocks share: by whether they are windowed.
         rotary = {w: self._rotary(positions, w, dtype) for w in self.kinds}
-        front = None
-        if self.prefix_lm and segments is not None:
-            front = F.pad(segments == 1, (read, 0))  # what was read before is seen by all
-        seen, cut = (documents, self.causal, dtype, span), cache is None and prefix is None
+        # What was read before is seen by all.
+        front = F.pad(segments == 1, (read, 0)) if self.prefix_lm and segments is not None else None
+        seen = documents, self.causal, dtype, span
+        cut = tokens.shape[0] if cache is None and prefix is None else 0
         window = {w: self.config.window if w else None for w in self.kinds}
         mask = {w: attention_mask(*seen, window[w], tokens.device, front, cut) for w in self.kinds}
         if prefix is not None:
-            like = x.new_empty(0, dtype=dtype)
-            beside = prefix[0][0].shape[1], self.causal, x.shape[1], like
+            beside = prefix[0][0].shape[1], self.causal, x.shape[1], x.new_empty(0, dtype=dtype)
             mask = {w: see_prefix(m, *beside) for w, m in mask.items()}
         states = []
         for layer, block in enumerate(self.layers):

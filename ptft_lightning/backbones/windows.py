@@ -24,26 +24,35 @@ def cuts(length: int, window: int, causal: bool) -> bool:
     """Whether rows of `length` tokens are worth cutting; a length being traced is never asked."""
     if torch.compiler.is_exporting():
         return False
-    return length > WORTH * _seen(_size(window), causal)
+    return length > WORTH * _seen(block_size(window), causal)
+
+
+def pairs(length: int, window: int | None, causal: bool) -> int:
+    """Of a query and a key, that are computed for a row: all T x T, or N W x S in blocks."""
+    if window is None or not cuts(length, window, causal):
+        return length * length
+    size = block_size(window)
+    return -(-length // size) * size * _seen(size, causal)
 
 
 def window_mask(
     documents: Tensor | None,
     causal: bool,
     dtype: torch.dtype,
-    length: int,
+    shape: tuple[int, int],
     window: int,
     device: torch.device | None,
 ) -> Tensor:
-    """The additive mask of each block, (B or 1, N, 1, W, S) with 0 and -inf; see `attention_mask`.
+    """The additive mask of each block of (B, T) tokens, (B, N, 1, W, S) with 0 and -inf; see
+    `attention_mask`.
 
     What fills the last block attends to itself, so that no row of scores is empty.
     """
-    size = _size(window)
+    size = block_size(window)
     seen = _seen(size, causal)
     if documents is None:
-        documents = torch.zeros(1, length, dtype=torch.long, device=device)
-    queries = F.pad(documents, (0, -length % size), value=PAST_END)
+        documents = torch.zeros(shape, dtype=torch.long, device=device)
+    queries = F.pad(documents, (0, -shape[1] % size), value=PAST_END)
     keys = F.pad(queries, (size, seen - 2 * size), value=OUTSIDE).unfold(1, seen, size)
     key = torch.arange(seen, device=documents.device)
     query = key[size : 2 * size, None]
@@ -66,8 +75,7 @@ def window_attention(
     sides = (0, 0, size, rest + seen - 2 * size)
     keys, values = (_spans(_blocks(F.pad(x, sides), size), count) for x in (key, value))
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (queries, keys, values))
-    every = mask.expand(rows, -1, -1, -1, -1).flatten(0, 1)
-    mixed = attention(q, k, v, every, False, dropout)
+    mixed = attention(q, k, v, mask.flatten(0, 1), False, dropout)
     mixed = mixed.view(rows, count, *mixed.shape[1:]).transpose(1, 2)
     return mixed.flatten(2, 3)[:, :, :length]
 
@@ -83,7 +91,8 @@ def _spans(blocks: Tensor, count: int) -> Tensor:
     return torch.cat([blocks[:, :, i : i + count] for i in range(beside + 1)], dim=3)
 
 
-def _size(window: int) -> int:
+def block_size(window: int) -> int:
+    """W."""
     return max(window, SMALLEST)
 
 

@@ -70,7 +70,6 @@ def export(
     if target == Path(init_from).resolve():
         raise UserError(f"--output '{output}' is --init_from: name another directory")
     opened = open_model(init_from, base)
-    _tell_left_out(opened.config, graph=format == "onnx")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -83,6 +82,7 @@ def export(
         replace_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    _tell_left_out(opened.config, graph=format == "onnx")
     print(f"{target}: {said}")
 
 
@@ -130,7 +130,9 @@ def _tell_left_out(config: dict[str, Any], graph: bool) -> None:
     if not graph:
         lines += [f"{name} {value:.4g}" for name, value in config.get("found", {}).items()]
         untold = UNTOLD.get(head["name"], ())
-        lines += [f"task.{key} true" for key in untold if head["config"].get(key) is True]
+        known = {key: head["config"].get(key) for key in untold}
+        lines += [f"task.{key} true" for key, value in known.items() if value is True]
+        lines += [f"task.{key} {v:.4g}" for key, v in known.items() if isinstance(v, float)]
     if head["name"] == Matching.name and head["labels"]:
         lines.append(f"the layer that chooses between {', '.join(head['labels'])}")
     if lines:

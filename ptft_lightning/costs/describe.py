@@ -9,7 +9,7 @@ import torch
 from jsonargparse import Namespace
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
-from ptft_lightning.costs.flops import attention_of_token
+from ptft_lightning.costs.flops import attention_of_row
 from ptft_lightning.costs.job import Job, Strategy, sizes_of
 from ptft_lightning.data.module import PhaseData
 from ptft_lightning.errors import UserError
@@ -73,7 +73,7 @@ def head_costs(net: PretrainNet, length: int) -> tuple[int, int]:
         return sum(sizes.values()), 0
     every = sum(n for name, n in sizes.items() if not name.startswith("widen."))
     generator = head.generator.config
-    attention = generator.depth * attention_of_token(generator, length)
+    attention = attention_of_row(generator, length) // length
     return head.widen.weight.numel(), 2 * every + attention
 
 

@@ -5,36 +5,41 @@ forward, 2 n for the gradient of its input, 2 n for its own. Where all of a net 
 rule of 6 FLOPs a parameter and token (Kaplan et al. 2020). Attention adds, per layer and token, the
 products of queries with keys and of weights with values: 2 * 2 T A for T tokens a row and A = heads
 * head width, twice that backward. The whole square of T x T counts, as in Chowdhery et al. 2022:
-what causal or local kernels leave out shows as a higher share of the peak. Norms, activations,
-softmax and the optimizer are left out (below a hundredth at usual widths).
+what causal kernels leave out shows as a higher share of the peak. Of windowed layers whose rows are
+cut into blocks, what the blocks compute counts. Norms, activations, softmax and the optimizer are
+left out (below a hundredth at usual widths).
 """
 
 from __future__ import annotations
 
 from ptft_lightning.backbones.transformer_config import TransformerConfig
+from ptft_lightning.backbones.windows import pairs
 from ptft_lightning.costs.job import Job
 
 
 def layers_forward(job: Job) -> int:
-    """Of the layers for a micro-batch: tokens * (2 matrices + depth * 4 T A)."""
-    return job.tokens * 2 * job.sizes.matrices + job.config.depth * attention_forward(job)
+    """Of the layers for a micro-batch: tokens * 2 matrices, and attention."""
+    return job.tokens * 2 * job.sizes.matrices + attention_forward(job)
 
 
 def attention_forward(job: Job) -> int:
-    """Of the products inside one layer's attention: tokens * 4 T A."""
-    return job.tokens * attention_of_token(job.config, job.length)
+    """Of the products inside the attention of all layers."""
+    return job.rows * attention_of_row(job.config, job.length)
 
 
-def attention_of_token(config: TransformerConfig, length: int) -> int:
-    """Of the products inside a layer's attention for one of `length` tokens: 4 T A."""
-    return 4 * length * config.heads * config.head_width
+def attention_of_row(config: TransformerConfig, length: int) -> int:
+    """Of the products inside the attention of all layers for a row of `length` tokens: 4 A for
+    each pair of a query and a key."""
+    kinds = [config.window if config.is_windowed(i) else None for i in range(config.depth)]
+    found = sum(pairs(length, window, config.causal) for window in kinds)
+    return 4 * found * config.heads * config.head_width
 
 
 def layers_backward(job: Job) -> int:
     """Gradients of inputs where something before them trains, and of what trains itself; those of
     attention likewise."""
     matrices = 2 * job.tokens * job.sizes.backward
-    return matrices + job.sizes.attentions * 2 * attention_forward(job)
+    return matrices + 2 * attention_forward(job) * job.sizes.attentions // job.config.depth
 
 
 def head_forward(job: Job) -> int:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from ptft_lightning.backbones.attention import PLAIN_MAX_LENGTH
 from ptft_lightning.backbones.transformer_config import GATED
+from ptft_lightning.backbones.windows import block_size, cuts, pairs
 from ptft_lightning.costs.job import Job
 
 CONTEXT = 0.8e9  # of CUDA and NCCL, beside torch's own memory
@@ -97,10 +98,11 @@ def activations(job: Job) -> float:
     if not _trains(job):
         return 0.0
     config, stream = job.config, job.tokens * job.config.dim * job.stored
-    kept = config.depth * (stream if job.recompute else job.tokens * layer_bytes(job))
-    kinds = len({config.is_windowed(i) for i in range(config.depth)})
-    # Rows of several documents have an additive mask (B, 1, T, T).
-    masks = kinds * job.tokens * job.length * job.dtype.itemsize
+    kinds = [config.is_windowed(i) for i in range(config.depth)]
+    each = {w: stream if job.recompute else job.tokens * layer_bytes(job, w) for w in {*kinds}}
+    kept = sum(each[windowed] for windowed in kinds)
+    # Rows of several documents have an additive mask (B, 1, T, T), or one of their blocks.
+    masks = sum(job.tokens * keys_seen(job, w) * job.dtype.itemsize for w in {*kinds})
     last = 2 * stream + job.tokens * norm_copy(job) if config.norm_first else stream
     return kept + masks + last
 
@@ -108,10 +110,12 @@ def activations(job: Job) -> float:
 def recomputed(job: Job) -> float:
     """One layer's activations, and the gradients inside its feed-forward part beside them."""
     gates = 2 if job.config.activation in GATED else 1
-    return job.tokens * (layer_bytes(job) + gates * job.config.ffn_dim * job.dtype.itemsize)
+    kinds = {job.config.is_windowed(i) for i in range(job.config.depth)}
+    layer = max(layer_bytes(job, windowed) for windowed in kinds)
+    return job.tokens * (layer + gates * job.config.ffn_dim * job.dtype.itemsize)
 
 
-def layer_bytes(job: Job) -> float:
+def layer_bytes(job: Job, windowed: bool) -> float:
     """Bytes a token that one layer keeps for its backward pass.
 
     With D = dim, A = heads * width, K = key heads * width, F = width inside the feed-forward part,
@@ -132,7 +136,7 @@ def layer_bytes(job: Job) -> float:
     noise = compute if job.device == "cpu" else 1
     kept += 2 * config.dim * noise if config.dropout else 0
     kept += config.ffn_dim * noise if config.ffn_dropout else 0
-    return kept + attention_bytes(job) + 2 * norm_copy(job) + 4 * STATISTICS
+    return kept + attention_bytes(job, windowed) + 2 * norm_copy(job) + 4 * STATISTICS
 
 
 def norm_copy(job: Job) -> int:
@@ -143,31 +147,44 @@ def norm_copy(job: Job) -> int:
     return job.config.dim * (job.stored + (4 if job.stored == 2 else 0))
 
 
-def attention_bytes(job: Job) -> float:
+def keys_seen(job: Job, windowed: bool) -> float:
+    """Keys that a query is multiplied with: all of its row, or those of its blocks."""
+    window = job.config.window if windowed else None
+    return pairs(job.length, window, job.config.causal) / job.length
+
+
+def attention_bytes(job: Job, windowed: bool) -> float:
     """Bytes a token of one attention.
 
     Fused kernels keep queries, keys, values and their output with one number a head: (A + 2 K + A)
     c where the first three are views of one product. Rotary positions make queries and keys anew
     (A + K more, and the output in another order than the next matrix reads, A more); shared key
-    heads are repeated for each query. The plain products on CPU keep scaled queries, keys, values
-    and the weights of all pairs of tokens.
+    heads are repeated for each query. Blocks of a window are copies, of keys and values as many as
+    blocks see them. The plain products on CPU keep scaled queries, keys, values and the weights of
+    all pairs of tokens.
     """
     config, compute = job.config, job.dtype.itemsize
     queries, keys = config.heads * config.head_width, config.key_heads * config.head_width
     own = config.attention_dropout
     dropout = config.dropout if own is None else own
-    on_cpu = job.device == "cpu"
-    if on_cpu and dropout and job.length > (PLAIN_MAX_LENGTH if compute == 2 else 0):
+    on_cpu, seen = job.device == "cpu", keys_seen(job, windowed)
+    row, copies, cut = job.length, 1, False
+    if windowed and config.window is not None and cuts(job.length, config.window, config.causal):
+        row, copies, cut = block_size(config.window), 2 if config.causal else 3, True
+    operands = queries * (1 + 2 * copies)
+    if on_cpu and dropout and row > (PLAIN_MAX_LENGTH if compute == 2 else 0):
         # torch falls back to float32 products: three operands, weights, their mask and product.
-        return queries * (3 * 4 + compute) + config.heads * job.length * 3 * 4
-    if on_cpu and compute == 2 and job.length <= PLAIN_MAX_LENGTH:
-        pairs = config.heads * job.length * compute * (3 if dropout else 1)
-        return 5 * queries * compute + pairs
+        return operands * 4 + queries * compute + config.heads * seen * 3 * 4
+    if on_cpu and compute == 2 and row <= PLAIN_MAX_LENGTH:
+        weights = config.heads * seen * compute * (3 if dropout else 1)
+        return (operands + 2 * queries) * compute + weights
     kept = queries + 2 * keys + queries
     if config.positions == "rotary":
         repeated = config.key_heads < config.heads
         kept = 4 * queries if repeated else kept + queries + keys
         kept += queries
+    if cut:
+        kept = operands + 2 * queries
     normed = queries + keys if config.qk_norm and on_cpu else 0  # see `norm_copy`
     return kept * compute + normed * (8 if compute == 2 else 4) + config.heads * STATISTICS
 

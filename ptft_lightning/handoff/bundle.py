@@ -68,6 +68,10 @@ class Bundle:
         """One tensor, on the CPU."""
         raise NotImplementedError
 
+    def known_as(self, name: str) -> str | None:
+        """The name here of a tensor that a new head begins with; None where there is none."""
+        return name if name in self.names() else None
+
     @property
     def identity(self) -> dict[str, Any]:
         """What it says of itself on disk."""

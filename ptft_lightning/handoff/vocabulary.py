@@ -51,6 +51,10 @@ class ExtendedBundle(Bundle):
         """See `Bundle`."""
         return self.old.names()
 
+    def known_as(self, name: str) -> str | None:
+        """See `Bundle`."""
+        return self.old.known_as(name)
+
     def tensor(self, name: str) -> Tensor:
         """See `Bundle`; the rows of new tokens are means of old ones."""
         value = self.old.tensor(name)

@@ -91,10 +91,11 @@ def _compare_tokens(tokenizer: Tokenizer, folder: Path, auto: Any) -> None:
 
 
 def random_rows(bundle: Bundle) -> list[list[int]]:
-    """Rows longer than a window, where the model reads as many."""
+    """Rows so much longer than a window that they are cut, where the model reads as many."""
     shape = bundle.config["backbone"]
-    window = shape["config"]["window"] or 0
-    length = min(shape["config"]["max_length"], max(48, min(2 * window + 8, 512)))
+    window = shape["config"]["window"]
+    wide = 48 if window is None else min(1024, 6 * max(window, 64) + 8)
+    length = min(shape["config"]["max_length"], wide)
     ordinary = np.setdiff1d(np.arange(shape["vocab_size"]), bundle.tokenizer.specials)
     rng = np.random.default_rng(0)
     return [rng.choice(ordinary, size).tolist() for size in (length, length // 2 + 1, 1)]

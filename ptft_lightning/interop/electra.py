@@ -26,6 +26,7 @@ class Electra(Bert):
         "ElectraModel": None,
     }
     unused = r"(?!)"
+    lent: ClassVar[dict[str, str]] = {}
     spare: ClassVar[dict[str, str]] = {}
     defaults: ClassVar[Values] = {**Bert.defaults, "embedding_size": 128}
 

@@ -45,6 +45,10 @@ class Bert(Family):
         "BertModel": None,
     }
     unused = r"^(bert\.)?pooler\.|^cls\.seq_relationship\.|^cls\.predictions\.bias$"
+    lent: ClassVar[dict[str, str]] = {
+        "head.pooler.weight": "pooler.dense.weight",
+        "head.pooler.bias": "pooler.dense.bias",
+    }
     spare: ClassVar[dict[str, str]] = {"cls.predictions.decoder.bias": "cls.predictions.bias"}
     defaults: ClassVar[Values] = {
         "hidden_act": "gelu",
@@ -137,6 +141,7 @@ class Roberta(Bert):
         "RobertaModel": None,
     }
     unused = r"^(roberta\.)?pooler\.|^lm_head\.bias$"
+    lent: ClassVar[dict[str, str]] = {}  # its classifiers have a layer of their own
     spare: ClassVar[dict[str, str]] = {"lm_head.decoder.bias": "lm_head.bias"}
     defaults: ClassVar[Values] = {**Bert.defaults, "pad_token_id": 1}
 

@@ -37,8 +37,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 TASKS: dict[str, type[Task]] = {t.name: t for t in (Classification, Tagging, ExtractiveQA)}
 
-# Settings of a task that shape what its head computes and that config.json has no place for.
-UNTOLD = {Tagging.name: ("pooling", "presplit"), ExtractiveQA.name: ("unanswerable",)}
+# Settings of a task that config.json has no place for: a folder that is read leaves them open.
+UNTOLD = {
+    Tagging.name: ("pooling", "presplit"),
+    ExtractiveQA.name: ("unanswerable", "threshold"),
+}
 
 
 def build_parts(config: Mapping[str, Any]) -> nn.ModuleDict:

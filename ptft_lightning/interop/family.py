@@ -37,6 +37,7 @@ class Family:
             is the one written.
         turned: endings of tensors that are kept transposed.
         unused: tensors that are no part of our models.
+        lent: tensors of a task's new head -> those it begins with that are no part of our models.
         spare: tensor -> the one that holds its values where it is missing.
         defaults: values of missing keys.
         only: keys that are read with these values alone.
@@ -49,6 +50,7 @@ class Family:
     heads: ClassVar[Heads]
     turned: ClassVar[tuple[str, ...]] = ()
     unused: ClassVar[str] = r"(?!)"
+    lent: ClassVar[dict[str, str]] = {}
     spare: ClassVar[dict[str, str]] = {}
     defaults: ClassVar[Values]
     only: ClassVar[Only]

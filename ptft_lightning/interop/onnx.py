@@ -39,6 +39,7 @@ GRAPH = "model.onnx"
 LARGE = 15 * 10**8  # bytes that fit in one file of that format; more lie beside it
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit
+SAID = ("presplit", "unanswerable", "threshold")  # of a task's settings, where they are set
 SENTENCE_PAIRS = (NextSentence.name, SentenceOrder.name)
 WHOLE: dict[str, type[Task]] = {t.name: t for t in (MultiLabel, Regression, Matching)}
 
@@ -229,11 +230,7 @@ def _json(bundle: Bundle, graph: Graph) -> str:
         "labels": [] if isinstance(graph.head, MatchingHead) else head.get("labels") or [],
         # Of a word's tokens, those that have its logits: first, last, or the mean of all.
         **({"word_logits": graph.head.pooling} if isinstance(graph.head, WordHead) else {}),
-        **{
-            key: head["config"][key]
-            for key in ("presplit", "unanswerable")
-            if key in head["config"]
-        },
+        **{key: known for key in SAID if (known := head["config"].get(key)) is not None},
         **bundle.config.get("found", {}),
         "max_length": shape["max_length"],
         "pad_token_id": bundle.tokenizer.pad,

@@ -200,6 +200,12 @@ class HuggingFaceBundle(Bundle):
         """See `Bundle`."""
         return [*self.sources, *self.rest]
 
+    def known_as(self, name: str) -> str | None:
+        """See `Bundle`; also among what is no part of a model of ours."""
+        lent, prefix = self.family.lent.get(name), self.family.prefix
+        found = (n for n in self.rest if n.removeprefix(prefix) == lent)
+        return next(found, super().known_as(name))
+
     def tensor(self, name: str) -> Tensor:
         """See `Bundle`."""
         if name not in self.sources:

@@ -139,11 +139,9 @@ class FinetuneModule(PhaseModule):
         """Backbone from the bundle; the head too when the bundle is of phase two."""
         if self.bundle is None or self.from_scratch:
             return None
-        own = self.bundle.config["head"]["name"] in self.task.goes_on_from
-        head = self._tuned_bundle or self.task.zero_shot or own
-        if not (name.startswith("backbone.") or head):
-            known = [n for n in self.task.inherited(name) if n in self.bundle.names()]
-            return self.bundle.tensor(known[0]) if known else None
+        if not (name.startswith("backbone.") or self._keeps_head(self.bundle)):
+            known = self._inherited(name)
+            return None if known is None else self.bundle.tensor(known)
         if name not in self.bundle.names():
             if self.tuning.adds(name):
                 return None
@@ -151,8 +149,18 @@ class FinetuneModule(PhaseModule):
             raise UserError(f"the bundle '{self.bundle.path}' has no tensor '{name}'{needed}")
         return self.bundle.tensor(name)
 
+    def _keeps_head(self, bundle: Bundle) -> bool:
+        own = bundle.config["head"]["name"] in self.task.goes_on_from
+        return bundle is self._tuned_bundle or self.task.zero_shot or own
+
+    def _inherited(self, name: str) -> str | None:
+        """The bundle's name of what a tensor of a new head begins with, if it has that."""
+        if self.bundle is None or self.from_scratch or self._keeps_head(self.bundle):
+            return None
+        return self.bundle.known_as(self.task.inherited(name))
+
     def _unused(self, new: list[str]) -> list[str]:
-        taken = {n for name, _ in self.net.named_parameters() for n in self.task.inherited(name)}
+        taken = {self._inherited(name) for name, _ in self.net.named_parameters()}
         return [name for name in super()._unused(new) if name not in taken]
 
     def bundle_config(self) -> dict[str, Any]:

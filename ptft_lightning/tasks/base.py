@@ -80,9 +80,9 @@ class Task:
     goes_on_from: ClassVar[tuple[str, ...]] = ()
     """Objectives whose head's tensors this task's head begins with."""
 
-    def inherited(self, name: str) -> list[str]:
+    def inherited(self, name: str) -> str:
         """Where a phase-one bundle may have the value that a tensor of the head begins with."""
-        return []
+        return ""
 
     def watch(self, metric: str) -> None:
         """Let one of the task's metrics decide."""

@@ -26,8 +26,6 @@ from ptft_lightning.tasks.pooling import PooledHead, Pooling, spans_of
 from ptft_lightning.terms import IGNORE, Output, Term
 
 Transform = Literal["tanh", "gelu", "plain_gelu"]
-# BERT's pooler, as pretraining on pairs of sentences and as folders of others name it.
-POOLERS = ("head.pooler", "bert.pooler.dense", "pooler.dense")
 
 
 class Classification(Task):
@@ -95,11 +93,11 @@ class Classification(Task):
             )
         return [] if example.label is None else [example.label]
 
-    def inherited(self, name: str) -> list[str]:
+    def inherited(self, name: str) -> str:
         """BERT's dense layer is its pooler, if it has one."""
         first = self.transform == "tanh" and self.pooling == "first"
         stem, _, kind = name.rpartition(".")
-        return [f"{known}.{kind}" for known in POOLERS] if first and stem == "head.dense" else []
+        return f"head.pooler.{kind}" if first and stem == "head.dense" else ""
 
     def schema(self, examples: list[Example]) -> list[str]:
         """The labels that occur, sorted; numbers by their value."""

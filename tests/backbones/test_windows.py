@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ptft_lightning.backbones import windows
 from ptft_lightning.backbones.attention import attention, attention_mask
+from ptft_lightning.backbones.cache import KeyValueCache
 from ptft_lightning.backbones.transformer import Transformer
 from ptft_lightning.backbones.transformer_config import TransformerConfig
 
@@ -34,7 +35,7 @@ def test_equals_a_mask_of_all_pairs(causal: bool, documents: str, window: int, l
     generator = torch.Generator().manual_seed(0)
     shapes = [(ROWS, heads, length, 8) for heads in (4, 2, 2)]
     found = []
-    for cut in (False, True):
+    for cut in (0, ROWS):
         generator.manual_seed(0)
         inputs = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
         for x in inputs:
@@ -42,7 +43,7 @@ def test_equals_a_mask_of_all_pairs(causal: bool, documents: str, window: int, l
         rows = None if documents == "one" else packed(length)
         mask = attention_mask(rows, causal, torch.float64, (length, length), window, cut=cut)
         assert mask is not None
-        assert (mask.dim() == 5) == cut
+        assert (mask.dim() == 5) == bool(cut)
         out = attention(*inputs, mask, causal, 0.0)
         found.append((out, *torch.autograd.grad((out * out.detach().cos()).sum(), inputs)))
     for whole, blocks in zip(*found, strict=True):
@@ -54,7 +55,7 @@ def test_short_rows_are_not_cut() -> None:
         last = windows.WORTH * keys * 64
         for length, dims in ((last, 4), (last + 1, 5)):
             given = causal, torch.float32, (length, length), 64
-            mask = attention_mask(None, *given, cut=True)
+            mask = attention_mask(None, *given, cut=1)
             assert mask is not None
             assert mask.dim() == dims
 
@@ -62,7 +63,7 @@ def test_short_rows_are_not_cut() -> None:
 def test_the_mask_grows_with_the_length_alone() -> None:
     """Not with its square: four times the tokens, four times the numbers."""
     sizes = [
-        windows.window_mask(None, True, torch.float32, length, 64, None).numel()
+        windows.window_mask(None, True, torch.float32, (1, length), 64, None).numel()
         for length in (1024, 4096)
     ]
     assert sizes == [1024 * 128, 4096 * 128]
@@ -91,6 +92,52 @@ def test_a_model_reads_the_same_in_blocks(causal: bool, monkeypatch: pytest.Monk
     for a, b in zip(mine, theirs, strict=True):
         assert a.isfinite().all()
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_only_rows_read_whole_are_cut() -> None:
+    """What was read before, a prefix and a prompt that looks forwards are seen as in one mask."""
+    torch.manual_seed(0)
+    shape = {"dim": 16, "heads": 2, "depth": 2, "max_length": 700, "causal": True, "window": 64}
+    config = TransformerConfig(**shape, positions="rotary", prefix_lm=True)
+    model = Transformer(config, 40).eval()
+    tokens = torch.randint(0, 40, (1, 600))
+    cache = KeyValueCache(config.depth, 700)
+    prompt = torch.zeros_like(tokens)
+    prompt[:, :400] = 1
+    heads = config.key_heads, 3, config.head_width
+    prefix = [(torch.randn(heads), torch.randn(heads)) for _ in range(config.depth)]
+    with torch.no_grad():
+        whole = model(tokens)
+        first, last = model(tokens[:, :599], cache=cache), model(tokens[:, 599:], cache=cache)
+        torch.testing.assert_close(torch.cat([first, last], 1), whole, atol=1e-5, rtol=1e-5)
+        looked = model(tokens, segments=prompt)
+        moved = torch.where(torch.arange(600) == 399, (tokens + 1) % 40, tokens)
+        assert not torch.equal(model(moved, segments=prompt)[:, 398], looked[:, 398])
+        torch.testing.assert_close(model(moved)[:, :399], whole[:, :399])
+        beside = model(tokens, prefix=prefix)
+        prefix = [(key, 2 * value) for key, value in prefix]
+        assert not torch.equal(model(tokens, prefix=prefix)[:, -1], beside[:, -1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_and_autocast_meet_blocks(dtype: torch.dtype) -> None:
+    """Dropout draws the same again; queries in two bytes are near those in four."""
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        config = TransformerConfig(
+            dim=16, heads=2, depth=2, max_length=500, window=64, attention_dropout=0.2
+        )
+        model = Transformer(config, 40)
+        model.recompute = recompute
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = model(torch.arange(1000).view(2, 500) % 40, packed(500))
+        out.float().square().sum().backward()
+        found.append((out.detach(), model.layers[0].attention.qkv.weight.grad))
+    for plain, again in zip(*found, strict=True):
+        assert plain.isfinite().all()
+        torch.testing.assert_close(again, plain)
 
 
 def test_blocks_are_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:

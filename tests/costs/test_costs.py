@@ -46,6 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 LENGTH, ROWS, VOCABULARY, DEPTH = 320, 2, 500, 3
+WINDOWED = {"window": 64, "window_layers": [1, 2], "max_length": 1000}
 
 
 def config_of(shape: str, **more: Any) -> TransformerConfig:
@@ -113,6 +114,16 @@ def test_flops_of_pretraining(shape):
     """To the operation, attention and head included."""
     net, batch = net_of(config_of(shape), "meta"), batch_of(config_of(shape).causal)
     assert flops.micro_batch(job_of(net, batch)) == counted_flops(net, batch)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_flops_of_blocks(causal):
+    """Long rows of windowed layers: what is computed in blocks, to the operation."""
+    config = config_of("modernbert", **WINDOWED, causal=causal)
+    net, batch = net_of(config, "meta"), batch_of(causal, length=1000)
+    job = job_of(net, batch)
+    whole = job_of(net_of(replace(config, window=None, window_layers=None), "meta"), batch)
+    assert flops.micro_batch(job) == counted_flops(net, batch) < flops.micro_batch(whole)
 
 
 @pytest.mark.parametrize("shape", ["bert", "modernbert"])
@@ -190,6 +201,16 @@ def test_memory(shape, precision, more):
     config = config_of(shape, **more)
     net, batch = net_of(config, "cpu"), batch_of(config.causal)
     net = net.bfloat16() if precision == "bf16-true" else net
+    predicted = memory(job_of(net, batch, precision=precision)).peak
+    assert predicted == pytest.approx(peak_of(net, batch, precision), rel=0.06)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_memory_of_blocks(precision, causal, dropout):
+    config = config_of("modernbert", **WINDOWED, causal=causal, dropout=dropout)
+    net, batch = net_of(config, "cpu"), batch_of(causal, length=1000)
     predicted = memory(job_of(net, batch, precision=precision)).peak
     assert predicted == pytest.approx(peak_of(net, batch, precision), rel=0.06)
 

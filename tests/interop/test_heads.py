@@ -114,12 +114,12 @@ def test_whether_a_context_may_lack_the_answer_is_for_the_user_to_say(
 ) -> None:
     """Their folders do not: one of SQuAD 2.0 comes in as such, and goes out with a word."""
     source = folder_of("bert answers", tmp_path / "source", build_peer("bert answers"))
-    task = {"class_path": "ExtractiveQA", "init_args": {"unanswerable": True}}
+    task = {"class_path": "ExtractiveQA", "init_args": {"unanswerable": True, "threshold": 2.0}}
     options = fit(tmp_path, source, task, write_questions(tmp_path))
     done(words("fit", options | {"data.max_length": 38}))
     run = export(tmp_path / "run", tmp_path / "out")
     assert "not in the folder: " in run.err
-    assert "task.unanswerable true" in run.err
+    assert "task.unanswerable true; task.threshold 2" in run.err
 
 
 def test_questions_need_a_token_between(folder_of: Any, tmp_path: Path) -> None:
@@ -165,6 +165,7 @@ def test_which_token_stands_for_a_word(folder_of: Any, tmp_path: Path) -> None:
         run = call(["export", "--init_from", at / "run", "--output", at / "out"])
         if pooling == "mean":
             assert run.code == 2
+            assert "not in the folder" not in run.err, "there is none"
             assert "task.pooling is 'mean' and would have to be 'first'" in run.errors[0]
         else:
             assert "not in the folder: task.presplit true" in run.err

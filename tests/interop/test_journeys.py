@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from faults.kit import call, done, finetune, pretrain, read_json_lines, words, write_examples
-from interop.conftest import TAGS, build_peer, edit_config
+from interop.conftest import SHAPE, TAGS, build_peer, edit_config
 from safetensors.torch import load_file, save_file
 
 from ptft_lightning.handoff.bundle import open_bundle
@@ -203,6 +203,23 @@ def test_berts_pooler_is_the_dense_layer(
         assert torch.equal(mine[f"head.dense.{kind}"], getattr(theirs.bert.pooler.dense, kind))
     assert "new: head.classifier.weight, head.classifier.bias" in run.err
     assert "pooler.dense" not in run.err  # is not called unused
+    anew = {"model.from_scratch": True, "run_dir": str(tmp_path / "anew")}
+    run = done(words("fit", options | {"model.task": task} | still | anew))
+    assert f"{prefix}pooler.dense.weight" in run.err.partition("unused: ")[2]
+
+
+def test_another_familys_pooler_is_left_where_it_is(
+    folder_of: Any, examples: Path, tmp_path: Path
+) -> None:
+    """RoBERTa's classifiers have a dense layer of their own, in transformers, too."""
+    config = transformers.RobertaConfig(**SHAPE, type_vocab_size=1, pad_token_id=1)
+    source = folder_of("roberta", tmp_path / "source", transformers.RobertaModel(config))
+    edit_config(source, architectures=["RobertaModel"])
+    task = {"class_path": "Classification", "init_args": TASKS["roberta"]}
+    options = finetune(tmp_path / "run", source, examples) | {"model.task": task}
+    run = done(words("fit", options | {"trainer.max_epochs": 1}))
+    assert "head.dense.weight" in run.err.partition("; new: ")[2].partition(";")[0]
+    assert "unused: pooler.dense.bias, pooler.dense.weight" in run.err
 
 
 @pytest.mark.parametrize("name", ["bert bare", "gpt2", "modernbert"])
@@ -243,8 +260,6 @@ def test_inspect_says_what_it_is(folder_of: Any, tmp_path: Path) -> None:
 def test_a_vocabulary_smaller_than_the_tokenizer(
     folder_of: Any, examples: Path, tmp_path: Path
 ) -> None:
-    from interop.conftest import SHAPE
-
     model = transformers.BertModel(transformers.BertConfig(**{**SHAPE, "vocab_size": 90}))
     source = folder_of("bert bare", tmp_path / "source", model)
     run = call(words("fit", finetune(tmp_path / "run", source, examples)))
