@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from ptft_lightning.report.drawing import file_style
 from ptft_lightning.report.intervals import mean
@@ -42,14 +43,16 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def draw(lines: list[Line], file: Path) -> None:
-    """A row of panels for each task, a panel for each way; the dashed line is from scratch."""
+    """A row of panels for each task, a panel for each way; the dashed line is from scratch. Models
+    of as many FLOPs stand side by side."""
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     trained = [line for line in lines if line["flops"]]
     ways = list(dict.fromkeys(line["way"] for line in trained))
     names = list(dict.fromkeys(line["model"] for line in trained))
     colour = dict(zip(names, COLOURS, strict=False))
+    aside = {name: 1 + 0.012 * (i - (len(names) - 1) / 2) for i, name in enumerate(names)}
     with rc_context(file_style("paradigms")):
-        size = (3.6 * len(ways), 3.1 * len(tasks))
+        size = (3.2 * len(ways) + 1.4, 3.1 * len(tasks))
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(tasks), len(ways), squeeze=False, sharey="row", sharex=True)
         for (r, task), (c, way) in product(enumerate(tasks), enumerate(ways)):
@@ -60,12 +63,18 @@ def draw(lines: list[Line], file: Path) -> None:
                 half = 0.0 if math.isnan(found.half) else found.half
                 label = line["model"] if line["equal"] == "tokens" else None
                 look = {"color": colour[line["model"]], "marker": MARKS[line["equal"]]}
-                axes.errorbar(line["flops"], found.value, half, **look, capsize=2, label=label)
+                x = line["flops"] * aside[line["model"]]
+                axes.errorbar(x, found.value, half, **look, ls="", capsize=2, label=label)
             best = front(points)
             axes.step(*zip(*best, strict=True), where="post", color="#a0a0a0", lw=1, zorder=0)
             scratch = [x for x in lines if not x["flops"] and x["task"] == task]
             for line in scratch:
                 axes.axhline(mean(line["scores"]).value, color="#606060", ls="--", lw=1)
             axes.set(title=f"{task}, {way}", xscale="log", xlabel="FLOPs of pretraining")
-        panels[0][0].legend(fontsize=7.5, title="o equal tokens, square equal FLOPs")
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.1e}"))
+        title = "circle: equal tokens\nsquare: equal FLOPs"
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=7.5, title=title, loc="outside right upper")
         figure.savefig(file, format="svg", metadata={"Date": None})
