@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ptft_lightning.backbones.attention import attention
 
-SMALLEST = 64  # tokens in a block; of narrower ones the overhead is larger than what they save
+SMALLEST = 64  # queries in a block: in smaller ones the work is all in starting it
 WORTH = 2  # rows of as many times a block's keys are cut (benchmarks/long_rows.py)
 PAST_END, OUTSIDE = -1, -2  # numbers no document has
 
@@ -28,7 +28,7 @@ def cuts(length: int, window: int, causal: bool) -> bool:
 
 
 def pairs(length: int, window: int | None, causal: bool) -> int:
-    """Of a query and a key, that are computed for a row: all T x T, or N W x S in blocks."""
+    """Pairs of a query and a key that are computed for a row: T x T, or N W x S in blocks."""
     if window is None or not cuts(length, window, causal):
         return length * length
     size = block_size(window)
@@ -59,7 +59,7 @@ def window_mask(
     near = (query - key).abs() <= window
     if causal:
         near = near & (key <= query)
-    allowed = near & (queries.view(len(queries), -1, size, 1) == keys[:, :, None])
+    allowed = near & (queries.reshape(len(queries), -1, size, 1) == keys[:, :, None])
     mask = torch.zeros(allowed.shape, dtype=dtype, device=documents.device)
     return mask.masked_fill_(~allowed, -math.inf)[:, :, None]
 
@@ -92,7 +92,7 @@ def _spans(blocks: Tensor, count: int) -> Tensor:
 
 
 def block_size(window: int) -> int:
-    """W."""
+    """W: queries that are computed together."""
     return max(window, SMALLEST)
 
 
