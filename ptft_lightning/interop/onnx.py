@@ -21,7 +21,7 @@ from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
 from ptft_lightning.handoff.bundle import Bundle
 from ptft_lightning.interop.compare import SAMPLES, random_rows, token_logits
-from ptft_lightning.interop.families import TASKS, build_parts
+from ptft_lightning.interop.families import TASKS, UNTOLD, build_parts
 from ptft_lightning.objectives.base import PretrainHead
 from ptft_lightning.objectives.replaced import ALONE
 from ptft_lightning.objectives.sentence_pairs import NextSentence, SentenceOrder
@@ -39,7 +39,6 @@ GRAPH = "model.onnx"
 LARGE = 15 * 10**8  # bytes that fit in one file of that format; more lie beside it
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest logit
-SAID = ("presplit", "unanswerable", "threshold")  # of a task's settings, where they are set
 SENTENCE_PAIRS = (NextSentence.name, SentenceOrder.name)
 WHOLE: dict[str, type[Task]] = {t.name: t for t in (MultiLabel, Regression, Matching)}
 
@@ -230,7 +229,11 @@ def _json(bundle: Bundle, graph: Graph) -> str:
         "labels": [] if isinstance(graph.head, MatchingHead) else head.get("labels") or [],
         # Of a word's tokens, those that have its logits: first, last, or the mean of all.
         **({"word_logits": graph.head.pooling} if isinstance(graph.head, WordHead) else {}),
-        **{key: known for key in SAID if (known := head["config"].get(key)) is not None},
+        **{
+            key: known
+            for key in UNTOLD.get(head["name"], ())
+            if key != "pooling" and (known := head["config"].get(key)) is not None
+        },
         **bundle.config.get("found", {}),
         "max_length": shape["max_length"],
         "pad_token_id": bundle.tokenizer.pad,
