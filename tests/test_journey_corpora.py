@@ -6,6 +6,8 @@ import csv
 import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,29 @@ def test_fit_from_a_url_with_bad_documents(corpus_documents, bpe_path, tmp_path)
     facts = json.loads(done(["inspect", str(tmp_path / "store")]).out)
     assert (facts["bad_documents"], facts["bad_kinds"]) == (4, kinds)
     assert "c.jsonl.zst at byte " in facts["bad_places"][0]
+
+
+def test_inspect_tells_vocabularies_and_unfinished_stores(corpus_file, bpe_path, tmp_path):
+    (tmp_path / "words").mkdir()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "river"]
+    (tmp_path / "words" / "vocab.txt").write_text("\n".join(names))
+    facts = json.loads(done(["inspect", str(tmp_path / "words")]).out)
+    assert (facts["kind"], facts["ids"]) == ("tokenizer", 6)
+    given_ = {"files": [str(corpus_file)], "tokenizer": str(bpe_path)}
+    done(words("prepare", given_ | {"output": str(tmp_path / "store")}))
+    (tmp_path / "store" / "manifest.json").unlink()
+    run = call(["inspect", str(tmp_path / "store")])
+    assert "is a token store that is not finished: go on with prepare" in run.errors[-1]
+
+
+def test_what_nobody_reads_any_more_is_no_traceback(store):
+    """As behind `| head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "ptft_lightning", "inspect", str(store)]
+    run = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (1, b"")
 
 
 def test_gb18030_is_the_same_store(corpus_documents, bpe, bpe_path, tmp_path):

@@ -53,6 +53,15 @@ def test_what_is_printed_is_what_is_written(runs, tmp_path):
     assert record["tokens"] <= 9
 
 
+@pytest.mark.parametrize("prompt", ["# The river", "null", "- the river", "#"])
+def test_what_yaml_reads_as_nothing_is_a_text(runs, tmp_path, prompt):
+    (record,) = generated(runs[True], tmp_path / "a", prompt=prompt, max_new_tokens=2)
+    assert record["prompt"] == prompt
+    file = tmp_path / "scores.jsonl"
+    done(["score", "--init_from", str(runs[True]), f"--text={prompt}", "--output", str(file)])
+    assert read_json_lines(file.read_text())[0]["text"] == prompt
+
+
 def test_a_draw_depends_on_seed_and_number_alone(runs, tmp_path):
     options = {"temperature": 1.0, "max_new_tokens": 8, "num_samples": 2, "prompt": PROMPTS}
     together = generated(runs[True], tmp_path / "one.jsonl", **options)

@@ -206,6 +206,12 @@ def test_predict_a_text(phase_two):
     assert line["label"] == max(line["probabilities"], key=line["probabilities"].__getitem__)
 
 
+@pytest.mark.parametrize("typed", ["#1 river", "[river, sea]", "null"])
+def test_a_text_is_no_yaml(phase_two, typed):
+    run = done(["predict", "--run_dir", str(phase_two[0]), "--text", typed])
+    assert [line["text"] for line in read_json_lines(run.out)] == [typed]
+
+
 def test_predict_several_texts_in_any_language(phase_two):
     run_dir, _ = phase_two
     texts = ["a hill", "模型 de langue, été", "", "[MASK]"]

@@ -92,6 +92,19 @@ def test_a_cluster_is_planned_without_one(tmp_path):
     done([*words("plan", options), "--config", str(CONFIGS / "trainer" / "fsdp.yaml")])
 
 
+@pytest.mark.parametrize("name", ["span_corruption", "electra", "albert_sop"])
+def test_an_objective_is_planned_before_there_is_a_tokenizer(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"config": str(CONFIGS / "pretrain" / f"{name}.yaml"), "peak_tflops": 1}
+    assert plan_of(options, tmp_path / "plan.json")["parameters"]["total"] > 10**6
+
+
+def test_what_is_no_transformer_is_not_planned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = call(["plan", "--config", str(CONFIGS / "pretrain" / "elmo.yaml")])
+    assert run.errors == ["error: what a fit costs is known of Transformers alone"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

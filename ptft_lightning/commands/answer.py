@@ -14,7 +14,7 @@ from typing import Any
 
 from ptft_lightning.commands import train
 from ptft_lightning.commands.runs import bundle_of
-from ptft_lightning.commands.texts import ONE_PROCESS, read_documents, read_lines, texts_in
+from ptft_lightning.commands.texts import ONE_PROCESS, read_documents, read_texts, texts_in
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.lines import json_records
 from ptft_lightning.data.module import say
@@ -95,7 +95,7 @@ def _questions(text: str | None, file: str | None, column: str) -> list[str]:
         asked = texts_in(text, "question")
     else:
         file = str(file)
-        asked = [*(read_lines(file) if file.endswith(".txt") else read_documents(file, column))]
+        asked = [*read_texts(file, column)]
     if blank := [number for number, one in enumerate(asked, 1) if not visible(one)]:
         raise UserError(f"question {blank[0]} is empty: give a text")
     if not asked:
@@ -107,7 +107,7 @@ def _passages(files: list[str], column: str, characters: int) -> list[Passage]:
     known: list[Passage] = []
     documents = 0
     for file in expand_sources(files):
-        for number, document in enumerate(read_documents(file, column), start=1):
+        for number, document in enumerate(read_documents([file], column), start=1):
             known += cut_passages(file, number, document, characters)
             documents += 1
     say(f"answer: {documents} documents in {len(known)} passages")

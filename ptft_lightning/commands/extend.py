@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ptft_lightning.commands.tokenizer import Counted
+from ptft_lightning.commands.tokenizer import Counted, bytes_of
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.bad_documents import BadDocuments
 from ptft_lightning.data.decoding import Encoding
@@ -50,7 +50,7 @@ def extend(
     old = tokenizer_of(init_from)
     files = expand_sources(files)
     sized = [(file, text_size(file, column)) for file in files]
-    limit, size = int(max_mb * 1e6), sum(size for _, size in sized)
+    limit, size = bytes_of(max_mb), sum(size for _, size in sized)
     bad = BadDocuments()
     counted = Counted(sample_documents(sized, Reading(column, encoding), limit, bad), limit, size)
     words = count_words(old, iter(counted))

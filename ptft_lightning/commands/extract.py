@@ -9,12 +9,11 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from ptft_lightning.commands.texts import ONE_PROCESS, read_documents, read_lines, texts_in
+from ptft_lightning.commands.texts import ONE_PROCESS, read_texts, texts_in
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.lines import json_records
 from ptft_lightning.data.module import say
@@ -91,8 +90,7 @@ def _texts(text: str | None, texts: str | None, column: str) -> list[str]:
     if text is not None:
         return texts_in(text, "text")
     file = str(texts)
-    read = read_lines if file.endswith(".txt") else partial(read_documents, column=column)
-    if not (found := list(read(file))):
+    if not (found := [*read_texts(file, column)]):
         raise UserError(f"'{file}' holds no texts")
     return found
 

@@ -6,13 +6,12 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from jsonargparse import set_parsing_settings
 
-from ptft_lightning.commands.texts import batches, read_documents, read_lines, texts_in
+from ptft_lightning.commands.texts import batches, read_texts, texts_in
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
@@ -103,8 +102,7 @@ def prompts_of(options: Generate) -> list[str]:
     if options.prompt is not None:
         return texts_in(options.prompt, "prompt")
     file = str(options.prompts)
-    read = read_lines if file.endswith(".txt") else partial(read_documents, column=options.column)
-    if not (texts := list(read(file))):
+    if not (texts := [*read_texts(file, options.column)]):
         raise UserError(f"'{file}' holds no prompts")
     return texts
 

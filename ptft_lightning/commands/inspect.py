@@ -8,9 +8,11 @@ from typing import Any
 
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.manifest import SPLITS, read_manifest
+from ptft_lightning.data.plan import PLAN
 from ptft_lightning.data.streams import is_url
 from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.tokenizer_files import READERS
 from ptft_lightning.errors import UserError
 
 
@@ -29,13 +31,20 @@ def inspect(path: str, verify: bool = False) -> None:
             TokenStore(path, split).verify()
     elif not place.exists():
         raise UserError(f"not found: '{path}'")
-    elif place.name == "tokenizer.json" or (
-        (place / "tokenizer.json").is_file() and not (place / "config.json").is_file()
-    ):
+    elif (place / PLAN).is_file():
+        raise UserError(f"'{path}' is a token store that is not finished: go on with prepare")
+    elif place.name == "tokenizer.json" or _holds_tokenizer(place):
         facts = _tokenizer(Tokenizer.load(place))
     else:
         facts = _bundle(place)
     print(json.dumps(facts, indent=1, ensure_ascii=False))
+
+
+def _holds_tokenizer(place: Path) -> bool:
+    """And no model."""
+    if (place / "config.json").is_file() or (place / "bundle").is_dir():
+        return False
+    return any(file.is_file() for name in READERS for file in place.glob(name))
 
 
 def _store(place: str) -> dict[str, Any]:

@@ -16,11 +16,9 @@ from ptft_lightning.data.token_store import TokenStore
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.ngrams.counts import streams
-from ptft_lightning.ngrams.estimation import estimate
+from ptft_lightning.ngrams.estimation import ORDERS, estimate
 from ptft_lightning.ngrams.model import NGramModel, load_ngram
 from ptft_lightning.ngrams.scoring import Likelihood, of_store, of_texts
-
-ORDERS = range(1, 6)
 
 
 def train(
@@ -43,6 +41,8 @@ def train(
     """
     if order not in ORDERS:
         raise UserError(f"--order is {order}: give 1 to {ORDERS[-1]}")
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError(f"--max_tokens is {max_tokens}: give 1 or more")
     if (Path(output) / "ngram.json").exists():
         raise UserError(f"--output '{output}' already holds an n-gram model: give another")
     known, opened = Tokenizer.load(tokenizer), TokenStore(store, "train")
@@ -113,19 +113,20 @@ def score(
         opened = TokenStore(store, split)
         if opened.manifest.tokenizer != loaded.tokenizer.fingerprint:
             raise UserError(f"the token store '{store}' was made with another tokenizer")
+        if not any(shard.documents for shard in opened.shards):
+            raise UserError(
+                f"the token store '{store}' has no documents in its {split} split: give --split "
+                "train, or prepare it with a --validation_share"
+            )
+        if output is not None:
+            raise UserError("--output has a line a text, --store no texts: give --text or --files")
         _tell(of_store(loaded, opened))
         return
-    texts = texts_in(text, "text") if text is not None else _read(files or [], column)
-    if not texts:
-        raise UserError(f"nothing to score: no documents in {files}")
+    texts = texts_in(text, "text") if text is not None else [*read_documents(files or [], column)]
     found, logs = of_texts(loaded, texts)
     if output is not None:
         _write(Path(output), loaded, texts, logs)
     _tell(found)
-
-
-def _read(files: list[str], column: str) -> list[str]:
-    return [document for file in files for document in read_documents(file, column)]
 
 
 def _tell(found: Likelihood) -> None:

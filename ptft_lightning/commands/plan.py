@@ -13,11 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import models
 
 from ptft_lightning.commands import train
 from ptft_lightning.commands.trainer_options import refuse_unsupported
@@ -32,6 +35,7 @@ from ptft_lightning.data.manifest import has_manifest, read_manifest
 from ptft_lightning.data.module import EPOCHS_UNSET, PhaseData
 from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.tokenizer_training import SENTINEL
 from ptft_lightning.errors import UserError
 from ptft_lightning.files import write_atomically
 from ptft_lightning.modules.checkpoints import Checkpoints
@@ -40,6 +44,7 @@ from ptft_lightning.modules.footprint import size
 from ptft_lightning.modules.phase import PhaseModule
 
 VOCABULARY = 32_768  # where the tokenizer is not there yet
+SENTINELS = 100  # as many as T5's has
 MFU = 0.4  # what a well-fed GPU reaches with models of this kind
 STRATEGIES: dict[Strategy, str] = {"single": "one device", "ddp": "DDP", "fsdp2": "FSDP2"}
 
@@ -140,9 +145,12 @@ def tokenizer_of(
         f"a vocabulary of {known or VOCABULARY:,}: no tokenizer at '{path}' yet"
         + ("" if known else ", give --vocab_size to say another")
     )
+    raw = RawTokenizer(models.WordLevel({"": 0}, unk_token=""))
+    raw.add_special_tokens([SENTINEL.format(n) for n in range(SENTINELS)])
     special = dict.fromkeys(("pad", "mask", "begin", "end"), 0)
     unknown = {"size": known or VOCABULARY, "extends": None, "fingerprint": None}
-    return cast(Tokenizer, SimpleNamespace(**special, **unknown))
+    specials = np.arange(SENTINELS + 1)
+    return cast(Tokenizer, SimpleNamespace(**special, **unknown, raw=raw, specials=specials))
 
 
 def samples_of(module: PhaseModule, data: PhaseData, assumed: list[str]) -> int | None:

@@ -57,7 +57,7 @@ def score(
         raise UserError("what to score? give --text TEXT or --files [FILE, ...], one of them")
     if batch_size < 1:
         raise UserError(f"--batch_size is {batch_size}: give 1 or more")
-    texts = texts_in(text, "text") if text is not None else _read(files or [], column)
+    texts = texts_in(text, "text") if text is not None else [*read_documents(files or [], column)]
     if not texts:
         raise UserError(f"nothing to score: no documents in {files}")
     net, bundle = load_pretrained(init_from, device, precision)
@@ -69,10 +69,6 @@ def score(
             f"{model.max_length}"
         )
     _report(model, texts, step, batch_size, output)
-
-
-def _read(files: list[str], column: str) -> list[str]:
-    return [document for file in files for document in read_documents(file, column)]
 
 
 @dataclass

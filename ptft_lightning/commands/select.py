@@ -18,7 +18,7 @@ from ptft_lightning.data.module import say
 from ptft_lightning.data.sources import expand_sources
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
-from ptft_lightning.ngrams.estimation import Floats
+from ptft_lightning.ngrams.estimation import ORDERS, Floats
 from ptft_lightning.ngrams.selection import HashedImportance, MooreLewis, Weigher, gumbel
 from ptft_lightning.progress import ByteProgress
 
@@ -63,7 +63,10 @@ def select(
     if (documents is not None and documents < 1) or (share is not None and not 0 < share <= 1):
         raise UserError(f"--documents {documents}, --share {share}: give 1 or more, or up to 1")
     if (target is None) != (method == "random"):
-        raise UserError(f"--method {method}: give --target for all methods but random")
+        needs = "leave --target out" if method == "random" else "give --target"
+        raise UserError(f"--method {method}: {needs}")
+    if order not in ORDERS:
+        raise UserError(f"--order is {order}: give 1 to {ORDERS[-1]}")
     if Path(output).exists():
         raise UserError(f"--output '{output}' is there already: give another file, or remove it")
     known, sources = Tokenizer.load(tokenizer), expand_sources(files)
@@ -102,22 +105,20 @@ def _weigher(
 def _documents(files: list[str], column: str) -> Iterator[str]:
     """The first documents, up to `TARGET_BYTES`."""
     taken = 0
-    for file in files:
-        for text in read_documents(file, column):
-            yield text
-            taken += len(text.encode())
-            if taken >= TARGET_BYTES:
-                say(f"the first {taken / 1e6:.0f} MB stand for all of {', '.join(files[:SHOWN])}")
-                return
+    for text in read_documents(files, column):
+        yield text
+        taken += len(text.encode())
+        if taken >= TARGET_BYTES:
+            say(f"the first {taken / 1e6:.0f} MB stand for all of {', '.join(files[:SHOWN])}")
+            return
 
 
 def _sample(files: list[str], share: float, column: str, seed: int) -> Iterator[str]:
     """About a share of the documents, from all over the files, by hash of their text."""
-    for file in files:
-        for text in read_documents(file, column):
-            digest = hashlib.blake2b(text.encode(), digest_size=8, salt=str(seed).encode())
-            if int.from_bytes(digest.digest(), "big") < share * 2**64:
-                yield text
+    for text in read_documents(files, column, told=False):
+        digest = hashlib.blake2b(text.encode(), digest_size=8, salt=str(seed).encode())
+        if int.from_bytes(digest.digest(), "big") < share * 2**64:
+            yield text
 
 
 def _encode(tokenizer: Tokenizer, texts: Iterator[str]) -> list[list[int]]:
@@ -139,7 +140,7 @@ def _weigh_all(
     found: list[Floats] = []
     lengths: list[int] = []
     with ByteProgress("select", sum(sizes)) as progress:
-        for some in batches((t for file in files for t in read_documents(file, column)), BATCH):
+        for some in batches(read_documents(files, column), BATCH):
             weights = np.zeros(len(some))
             if weigher is not None:
                 weights = weigher.weigh(_encode(tokenizer, iter(some)))
@@ -157,7 +158,7 @@ def _write(
     """The chosen documents, whole or not at all."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
-    every = (text for file in files for text in read_documents(file, column))
+    every = read_documents(files, column, told=False)
     with open(temporary, "w", encoding="utf-8") as out:
         for text, weight, take in zip(every, weights.tolist(), chosen.tolist(), strict=True):
             if take:

@@ -16,6 +16,8 @@ from ptft_lightning.errors import UserError
 # For commands that predict in steps: other processes would know nothing of the files between.
 ONE_PROCESS = ("--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto")
 
+SHOWN = 3  # files that are named
+
 T = TypeVar("T")
 
 
@@ -46,22 +48,33 @@ def read_lines(file: str) -> Iterator[str]:
     return (line for _, line in text_lines(file) if line.strip())
 
 
-def read_documents(file: str, column: str) -> Iterator[str]:
-    """The documents of a file; unreadable ones are left out and reported.
+def read_texts(file: str, column: str) -> Iterator[str]:
+    """The lines of a .txt file, of any other the documents."""
+    return read_lines(file) if file.endswith(".txt") else read_documents([file], column)
+
+
+def read_documents(files: list[str], column: str, told: bool = True) -> Iterator[str]:
+    """The documents of files; unreadable ones are left out and, unless they were `told` of before,
+    reported, as are files without any.
 
     Raises:
         UserError: there is none that can be read.
     """
-    bad, reading = BadDocuments(), Reading(column)
-    check_file(file, reading)
-    size, found = text_size(file, column), False
-    for unit in split_units(file, size, max(size, 1), column):
-        for document in read_unit(unit, reading, bad):
-            found = True
-            yield document
-    if not found:
-        raise UserError(f"no documents in '{file}'; {bad.summary()}")
-    if bad.count:
+    bad, reading, empty = BadDocuments(), Reading(column), list[str]()
+    for file in files:
+        check_file(file, reading)
+        size, found = text_size(file, column), False
+        for unit in split_units(file, size, max(size, 1), column):
+            for document in read_unit(unit, reading, bad):
+                found = True
+                yield document
+        empty += [] if found else [file]
+    named = ", ".join(f"'{file}'" for file in empty[:SHOWN])
+    if empty == files:
+        raise UserError(f"no documents in {named}; {bad.summary()}")
+    if told and empty:
+        say(f"{len(empty)} of {len(files)} files hold no documents: {named}")
+    if told and bad.count:
         say(bad.summary())
 
 

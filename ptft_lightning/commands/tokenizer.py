@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from ptft_lightning.commands.tool import run_tool
@@ -72,14 +73,16 @@ def tokenizer(
     check_limit(max_bad_share)
     files = expand_sources(files)
     sized = [(file, text_size(file, column)) for file in files]
-    limit, size = int(max_mb * 1e6), sum(size for _, size in sized)
+    limit, size = bytes_of(max_mb), sum(size for _, size in sized)
     print(memory_estimate(kind, min(limit, size)), file=sys.stderr)
     bad = BadDocuments(on_bad=on_bad_document)
     counted = Counted(sample_documents(sized, Reading(column, encoding), limit, bad), limit, size)
     steps = [normalize] if isinstance(normalize, str) else normalize or []
-    learned = train_tokenizer(iter(counted), kind, vocab_size, lowercase, steps, sentinels)
-    if not counted.documents:
+    documents = iter(counted)
+    if (first := next(documents, None)) is None:
         raise UserError(f"empty corpus: no document in {', '.join(files[:3])}; {bad.summary()}")
+    text = chain([first], documents)
+    learned = train_tokenizer(text, kind, vocab_size, lowercase, steps, sentinels)
     bad.check_share(counted.documents, max_bad_share)
     if bad.count:
         print(bad.summary(), file=sys.stderr)
@@ -101,6 +104,13 @@ def _check_size(vocab_size: int, kind: Kind, sentinels: int) -> None:
         raise UserError(
             f"--vocab_size is {vocab_size}: give {least} or more (bytes take 256{taken})"
         )
+
+
+def bytes_of(max_mb: float) -> int:
+    """Bytes of --max_mb, if there are any."""
+    if max_mb <= 0:
+        raise UserError(f"--max_mb is {max_mb:g}: give more than 0")
+    return int(max_mb * 1e6)
 
 
 def memory_estimate(kind: Kind, sample: int) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from ptft_lightning.commands.mistakes import Context, ParserError, explain
 from ptft_lightning.errors import UserError
+
+TEXTS = ("--text", "--prompt", "--question", "--stop")
 
 
 class OneLineParser(ArgumentParser):
@@ -35,11 +41,49 @@ def run_tool(
     """
     from jsonargparse import auto_cli
 
-    return auto_cli(
-        function,
-        args=args,
-        as_positional=positional,
-        prog=f"python -m ptft_lightning {name}",
-        parser_class=OneLineParser,
-        default_env=False,
-    )
+    try:
+        found = auto_cli(
+            function,
+            args=_kept(args),
+            as_positional=positional,
+            prog=f"python -m ptft_lightning {name}",
+            parser_class=OneLineParser,
+            default_env=False,
+        )
+        sys.stdout.flush()
+        return found
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        sys.exit(1)
+
+
+def _unread() -> bool:
+    """Whether nobody reads what we print any more, as behind `head`; then it goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _kept(args: list[str]) -> list[str]:
+    """Texts that YAML would read as nothing, comments and `null`, each as a list of one."""
+    kept = list[str]()
+    for word in args:
+        option, equals, value = word.partition("=")
+        if kept and kept[-1] in TEXTS:
+            word = _listed(word)
+        elif equals and option in TEXTS:
+            word = f"{option}={_listed(value)}"
+        kept.append(word)
+    return kept
+
+
+def _listed(text: str) -> str:
+    try:
+        nothing = bool(text) and yaml.safe_load(text) is None
+    except yaml.YAMLError:
+        return text
+    return json.dumps([text], ensure_ascii=False) if nothing else text

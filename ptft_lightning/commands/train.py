@@ -78,9 +78,8 @@ class CLI(ConfigCLI):
             help="Precision of float32 matrix products: 'high' uses TF32 on GPUs.",
         )
         parser.add_lightning_class_args(StopEarly, "early_stopping")  # before it is saved
-        parser.add_argument(
-            "--report", type=bool, default=True, help="Write report.html at the end of a fit."
-        )
+        told = "Write report.html at the end of a fit."
+        parser.add_argument("--report", type=bool, default=True, help=told)
         # Before the checkpoints: none must know a validation whose samples are not written.
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Spikes, "spikes")  # before what it spoils is saved
@@ -94,10 +93,10 @@ class CLI(ConfigCLI):
             told = "Look for the test examples in the pretraining text, where that is still here."
             parser.add_argument("--overlap", type=bool, default=True, help=told)
         if subcommand == "predict":
-            parser.add_argument("--text", type=list[str] | str | None, help="Texts to predict.")
-            parser.add_argument(
-                "--output", type=str | None, help="File for the predictions (.jsonl)."
-            )
+            told = "A text to predict, or several as a JSON list."
+            parser.add_argument("--text", type=str, default=None, help=told)
+            told = "File for the predictions (.jsonl)."
+            parser.add_argument("--output", type=str | None, help=told)
         return parser
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -147,8 +146,9 @@ class CLI(ConfigCLI):
         if "from_scratch" in model:
             model.from_scratch = False
         if self.subcommand == "predict" and options.text is not None:
-            texts = [options.text] if isinstance(options.text, str) else options.text
-            options.data.init_args.text = texts
+            from ptft_lightning.commands.texts import texts_in  # a leaf
+
+            options.data.init_args.text = texts_in(options.text, "text")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add what every run has: metrics.csv, W&B, checkpoints, preemption, progress, audit."""

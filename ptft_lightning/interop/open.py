@@ -28,6 +28,7 @@ from ptft_lightning.tasks.tagging import Tagging
 from ptft_lightning.tasks.tags import scheme_of
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+RUNS = "runs"  # where the shipped configs look for what was trained here, never on the hub
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
 
@@ -47,6 +48,8 @@ def open_model(path: str | Path, base: str | None = None) -> Bundle:
 
         return _completed(open_artifact(str(path)), base)
     folder = Path(path)
+    if not folder.exists() and folder.parts[:1] == (RUNS,):
+        raise UserError(f"bundle not found: '{path}': train it first, or name another model")
     if not folder.exists() and HUB_ID.fullmatch(str(path)) and not folder.parent.exists():
         folder = _fetch(str(path))
     if (folder / "adapter_config.json").is_file():

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from ptft_lightning.ngrams.counts import Numbers, Stream, Tally, find, places
 
 Floats = npt.NDArray[np.float64]
+ORDERS = range(1, 6)  # that a model may have
 FALLBACK = (0.5, 1.0, 1.5)  # where too few counts tell the discounts
 
 

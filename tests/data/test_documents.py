@@ -160,9 +160,9 @@ BROKEN_LINES = {
     b'{"text": ' + b"[" * 100_000: "not a JSON line",
     b'{"text": ' + b"9" * 5000 + b"}": "not a JSON line",
     b'["a", "list"]': "not a JSON object",
-    b'{"body": "another column"}': "no text column 'text'",
-    b'{"text": null}': "no text column 'text'",
-    b'{"text": 3}': "no text column 'text'",
+    b'{"body": "another column"}': "no text in column 'text'",
+    b'{"text": null}': "no text in column 'text'",
+    b'{"text": 3}': "no text in column 'text'",
     b'{"text": "\\ud800"}': "surrogate",
 }
 
@@ -177,6 +177,14 @@ def test_broken_line_is_counted_with_its_place(tmp_path: Path, line: bytes) -> N
     place, _, reason = bad.places[0].partition(": ")
     assert place == f"{path} at byte {len(first)}"
     assert BROKEN_LINES[line] in reason
+
+
+@pytest.mark.parametrize("value", [b"null", b'["a"]'])
+def test_a_first_line_without_text_is_counted_like_any(tmp_path: Path, value: bytes) -> None:
+    path = write(tmp_path / "t.jsonl", b'{"text": ' + value + b'}\n{"text": "b"}\n')
+    bad = BadDocuments()
+    assert read(path, 1 << 20, bad) == ["b"]
+    assert bad.count == 1
 
 
 def test_surrogate_pair_is_ordinary_text(tmp_path: Path) -> None:

@@ -395,8 +395,11 @@ def test_command_refuses(corpus_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--vocab_size is 100: give 300 or more"):
         tokenizer_command([str(corpus_file)], str(tmp_path / "a"), 100)
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(UserError, match="empty corpus"):
-        tokenizer_command([str(tmp_path / "empty.txt")], str(tmp_path / "b"), 300)
+    for kind in ("bpe", "unigram"):
+        with pytest.raises(UserError, match="empty corpus"):
+            tokenizer_command([str(tmp_path / "empty.txt")], str(tmp_path / "b"), 500, kind)
+    with pytest.raises(UserError, match=r"--max_mb is 0: give more than 0"):
+        tokenizer_command([str(corpus_file)], str(tmp_path / "b"), 300, max_mb=0)
     assert not (tmp_path / "b" / "tokenizer.json").exists()
 
 

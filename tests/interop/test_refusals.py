@@ -236,6 +236,7 @@ def test_what_is_not_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.chdir(tmp_path)
     said = refusal(Path("someone/no-such-model"))
     assert "'someone/no-such-model' is not a folder here and cannot be fetched" in said
+    assert "bundle not found: 'runs/nothing': train it first" in refusal(Path("runs/nothing"))
     (tmp_path / "runs").mkdir()
     assert "bundle not found: 'runs/nothing'" in refusal(Path("runs/nothing"))  # a slip, no id
 

@@ -215,6 +215,7 @@ def test_scores_of_a_store_and_of_its_texts_agree(trained, store, bpe_path, corp
     ("change", "said"),
     [
         ({"order": 6}, "--order is 6"),
+        ({"max_tokens": -5}, "--max_tokens is -5"),
         ({"store": "nowhere"}, "no token store at 'nowhere'"),
         ({"tokenizer": "WORDPIECE"}, "is not the one that made"),
         ({"output": "TRAINED"}, "already holds an n-gram model"),
@@ -228,6 +229,18 @@ def test_mistakes_are_one_line(change, said, trained, store, bpe_path, wordpiece
     assert run.code == 2
     assert said in run.err
     assert len(run.errors) == 1
+
+
+def test_what_a_store_cannot_give_is_refused(trained, store, bpe_path, corpus_file, tmp_path):
+    given_ = {"files": [str(corpus_file)], "tokenizer": str(bpe_path), "validation_share": 0.0}
+    done(words("prepare", given_ | {"output": str(tmp_path / "whole")}))
+    for more, said in (
+        ({"store": str(tmp_path / "whole")}, "no documents in its validation split: give --split"),
+        ({"store": str(store), "output": str(tmp_path / "out")}, "--output has a line a text"),
+    ):
+        run = call(["ngram", *words("score", {"model": str(trained / "model"), **more})])
+        assert (run.code, run.out) == (2, "")
+        assert said in run.err
 
 
 def test_an_arpa_file_of_other_words_is_refused_at_its_line(trained, wordpiece_path, tmp_path):

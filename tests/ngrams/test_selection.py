@@ -82,6 +82,18 @@ def test_the_same_again_and_another_with_another_seed(heap, bpe_path, tmp_path):
     assert 0 <= sum(lengths) - sum(every) / 3 < max(lengths)
 
 
+def test_a_file_without_documents_is_told_and_passed_over(heap, bpe_path, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    files = [str(tmp_path / "empty.jsonl"), str(heap["heap"])]
+    chosen = choose(heap, bpe_path, tmp_path / "out.jsonl", files=files)
+    assert chosen == choose(heap, bpe_path, tmp_path / "again.jsonl")
+    given_ = {"files": files, "tokenizer": str(bpe_path), "method": "random", "share": 0.1}
+    said = done(words("select", given_ | {"output": str(tmp_path / "random.jsonl")})).err
+    assert said.count(f"1 of 2 files hold no documents: '{files[0]}'") == 1
+    run = call(words("select", given_ | {"files": files[:1], "output": str(tmp_path / "none")}))
+    assert f"no documents in '{files[0]}'" in run.errors[-1]
+
+
 def test_moore_lewis_is_the_mean_difference_of_two_models(bpe: Tokenizer):
     target, general, heap = (
         [bpe.frame(ids) for ids in bpe.encode(sentences(own, 40, seed))]
@@ -125,6 +137,8 @@ def test_noise_makes_a_sample_in_proportion_to_the_weights():
         ({"share": 0.5}, "one of them"),
         ({"documents": 0}, "--documents 0"),
         ({"target": None}, "give --target"),
+        ({"method": "random"}, "--method random: leave --target out"),
+        ({"order": 9}, "--order is 9: give 1 to 5"),
         ({"files": ["nowhere.jsonl"]}, "nowhere.jsonl"),
         ({"output": "HEAP"}, "is there already"),
     ],

@@ -50,9 +50,9 @@ def _json_text(
     if not isinstance(record, dict):
         bad.add(BROKEN_JSON, place, "not a JSON object")
     elif not isinstance(record.get(reading.column), str):
-        if first:
+        if first and reading.column not in record:
             raise no_column(place, reading.column, sorted(record))
-        bad.add(NO_TEXT, place, f"no text column '{reading.column}'")
+        bad.add(NO_TEXT, place, f"no text in column '{reading.column}'")
     else:
         return fit_text(record[reading.column], place, bad)
     return None
