@@ -48,7 +48,7 @@ LEAVES = (
     *("costs", "generation", "interop", "ngrams", "report", "modules/loading.py"),
     *("commands/ngram.py", "commands/ngram_baseline.py", "commands/select.py", "modules/muon.py"),
     *("data/formats", "data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
-    *("data/label_names.py", "data/sampling.py", "data/tokenizer_training.py"),
+    *("data/framing.py", "data/label_names.py", "data/sampling.py", "data/tokenizer_training.py"),
     *("tasks/class_weights.py", "tasks/classification.py", "tasks/matthews.py"),
     *("tasks/multilabel.py", "tasks/pooling.py", "tasks/regression.py"),
     *("commands/check.py", "commands/check_data.py", "commands/export.py", "commands/generate.py"),

@@ -69,3 +69,26 @@ def test_memory_and_flops_on_the_gpu_are_those_planned(tmp_path, corpus_file, bp
     memory, flops = costs["peak_memory"], costs["flops_per_micro_batch"]
     assert flops["measured"] == flops["predicted"]
     assert memory["measured"] == pytest.approx(memory["predicted"], rel=0.1)
+
+
+def test_answers_are_written_on_the_gpu(tmp_path, bpe_path):
+    """In the validations of a fit, and by `test` and `predict`."""
+    rows = [{"text": f"say {n}", "label": f"the river {n}"} for n in range(12)]
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = ["--run_dir", str(tmp_path / "run")]
+    gpu = ["--trainer.accelerator", "gpu", "--trainer.devices", "1"]
+    main(
+        [
+            *("fit", "--model", "FinetuneModule", "--model.task", "Generation"),
+            *("--model.backbone", "{dim: 32, depth: 2, heads: 2, max_length: 64, causal: true}"),
+            *("--model.task.decoding.max_new_tokens", "4", "--model.task.validation_examples", "3"),
+            *("--data", "TaskDataModule", "--data.tokenizer", str(bpe_path), *run, *gpu),
+            *("--data.train", str(file), "--data.validation", str(file), "--data.test", str(file)),
+            *("--data.max_length", "64", "--trainer.max_steps", "2", "--report", "false"),
+        ]
+    )
+    main(["test", *run, *gpu])
+    main(["predict", *run, *gpu, "--data.predict", str(file)])
+    lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == len(rows)

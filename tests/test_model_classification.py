@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from ptft_lightning.data.batch import build_batch
-from ptft_lightning.data.examples import Encoded, Example
+from ptft_lightning.data.examples import Columns, Encoded, Example
+from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.classification import Classification, ClassificationHead
@@ -122,3 +125,12 @@ def test_record_names_the_likeliest_label() -> None:
     assert record["label"] == "b"
     assert list(record["probabilities"]) == ["a", "b", "c"]
     assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_empty_field_is_no_label(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label\ngood,pos\nhm,\nwell, \nbad,neg\n")
+    bad = BadExamples("skip")
+    found = Classification().read(str(tmp_path / "t.csv"), Columns(), True, bad)
+    assert [e.label for e in found] == ["pos", "neg"]
+    assert [place.rpartition(" ")[2] for place, _ in bad.found] == ["3", "4"]
+    assert bad.found[0][1].startswith("the label is empty")

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 from faults.files_tagging import write_tagged
-from faults.kit import call, done, finetune, pretrain, read_json_lines, words, write_examples
+from faults.kit import (
+    call,
+    done,
+    finetune,
+    pretrain,
+    read_json_lines,
+    read_metrics,
+    words,
+    write_examples,
+)
 
 from ptft_lightning.commands.bundle_config import config_of_bundle
 from ptft_lightning.handoff.bundle import open_bundle
@@ -125,3 +134,28 @@ def test_whole_predictions_are_made_once_a_validation(base_run, tmp_path, monkey
     options |= {"model.task": "Tagging", **write_tagged(tmp_path)}
     done(words("fit", options | {"model.task.lost_borders": 1.0}))
     assert len(made) == 3  # two validations and the bundle's own
+
+
+def test_a_kind_that_is_predicted_no_more_is_measured_no_more(bpe_path, tmp_path):
+    """A tag that the validation file lacks is predicted at first, then unlearnt."""
+
+    def file(name: str, *counts: tuple[str, str, int]) -> str:
+        rows = [f"{word}\t{tag}\n" for word, tag, count in counts for _ in range(count)]
+        (tmp_path / name).write_text("\n".join(rows))
+        return str(tmp_path / name)
+
+    options = {
+        **{"model": "FinetuneModule", "data": "TaskDataModule", "report": False},
+        "model.task": {"class_path": "Tagging", "init_args": {"dropout": 0.0}},
+        "model.backbone": {"dim": 32, "depth": 1, "heads": 2, "max_length": 32},
+        "model.optimizer": {"lr": 3e-2, "schedule": "constant", "warmup": 0},
+        **{"data.tokenizer": str(bpe_path), "data.max_length": 16},
+        "data.train": file("train.conll", ("river", "B-B", 24), ("winter", "B-A", 8)),
+        "data.validation": file("validation.conll", ("winter", "B-A", 4)),
+        **{"trainer.max_steps": 8, "trainer.val_check_interval": 2, "trainer.accelerator": "cpu"},
+        "run_dir": str(tmp_path / "run"),
+    }
+    said = done(words("fit", options)).err
+    measured = [row["val_f1_B"] for row in read_metrics(tmp_path / "run") if row["val_f1"]]
+    assert (measured[0], measured[-1]) == ("0.0", "")
+    assert "the bundle gives val_f1 1" in said

@@ -27,6 +27,10 @@ class TaskEncoder(Protocol):
         """The examples of a file; those that cannot be used are noted in `bad`."""
         ...
 
+    def renamed(self, path: str, examples: list[Example], bad: BadExamples) -> list[Example]:
+        """Examples whose labels were ids and have names now."""
+        ...
+
     def typed(self, text: str, columns: Columns, place: str) -> Example:
         """An example typed by a person."""
         ...

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ptft_lightning.data.streams import COMPRESSED, Damaged, bare_name, open_bytes
-from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
+
+SHOWN = 60  # characters of what is no text
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,23 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
         label = [part.strip() for part in label.split(columns.separator) if part.strip()]
     labels = [str(name) for name in label] if isinstance(label, list) else None
     return Example(
-        text=str(record[columns.text]),
-        pair=str(record[columns.pair]) if columns.pair else None,
+        text=text_of(record, columns.text, place),
+        pair=text_of(record, columns.pair, place) if columns.pair else None,
         label=None if label is None or labels is not None else str(label),
         place=place,
         labels=labels,
     )
+
+
+def text_of(record: dict[str, Any], name: str, place: str) -> str:
+    """The text of a column, a number as it is written.
+
+    Raises:
+        UserError: there is a list or a mapping.
+    """
+    if isinstance(value := record[name], (list, dict)):
+        raise UserError(f"{place}: '{name}' is {str(value)[:SHOWN]}, no text: name another column")
+    return str(value)
 
 
 def read_records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -197,33 +209,3 @@ def _separated(
             f"{path} line {reader.line_num}: quotes do not match ({error}): write a quote inside "
             'a quoted field twice ("")'
         ) from error
-
-
-def frame_example(examples: list[Example], tokenizer: Tokenizer, max_length: int) -> list[Encoded]:
-    """`begin text end` or `begin text end pair end`, the longer part cut first to `max_length`."""
-    firsts = tokenizer.encode([e.text for e in examples])
-    seconds = tokenizer.encode([e.pair or "" for e in examples])
-    encoded = [
-        _frame(first, second if e.pair is not None else None, tokenizer, max_length, e.place)
-        for e, first, second in zip(examples, firsts, seconds, strict=True)
-    ]
-    for number, item in enumerate(encoded):
-        item.example = number
-    return encoded
-
-
-def _frame(
-    first: list[int], second: list[int] | None, tokenizer: Tokenizer, max_length: int, place: str
-) -> Encoded:
-    end = [] if tokenizer.end is None else [tokenizer.end]
-    begin = [] if tokenizer.begin is None else [tokenizer.begin]
-    room = max_length - len(begin) - len(end) * (1 if second is None else 2)
-    total = len(first) + len(second or [])
-    if second is None:
-        left, right = begin + first[:room] + end, []
-    else:
-        keep = min(len(first), max(room - len(second), room // 2))
-        left, right = begin + first[:keep] + end, second[: room - keep] + end
-    left = left or [tokenizer.pad] * (not right)  # an example has a token to be read from
-    segments = [0] * len(left) + [1] * len(right)
-    return Encoded(left + right, segments, cut=max(0, total - room), place=place)

@@ -12,6 +12,7 @@ from ptft_lightning.errors import UserError
 UnknownLabels = Literal["stop", "skip"]
 FIRST = 3  # places that are named
 MANY = 20  # labels that are still worth listing
+NO_LABEL = "the label is empty: give it, or leave the line out"
 
 
 def shown(labels: list[str]) -> str:

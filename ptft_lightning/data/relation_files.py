@@ -92,7 +92,7 @@ def read_relations(
                     f"{place}: no column '{name}'; the columns are {list(record)}: set "
                     "data.columns.text or .label, model.task.head, .tail, .types or .marks"
                 )
-        if blank := [name for name in needed if str(record[name] or "").strip() == ""]:
+        if blank := [name for name in needed if _is_blank(record[name])]:
             bad.add(place, f"{blank[0]} is empty: give it, or leave the line out")
             continue
         label = str(record[columns.label]) if labelled else None
@@ -111,6 +111,11 @@ def read_relations(
             f"times: the two nearest to each other are meant; the first at {unsure[0]}"
         )
     return found
+
+
+def _is_blank(value: Any) -> bool:
+    """Nothing, or nothing but spaces; a label may be 0."""
+    return value is None or value == [] or not str(value).strip()
 
 
 def marked(text: str, marks: tuple[str, ...], label: str | None, place: str) -> Related:

@@ -88,14 +88,22 @@ def _label_studio(place: str, task: dict[str, Any], columns: Columns, labelled: 
     text = _first(task["data"], (columns.text, "text"), "text")
     if not isinstance(text, str):
         raise _Wrong(f"the text is {text!r}, not a string")
-    done = [a for a in task.get("annotations") or [] if not a.get("was_cancelled")]
     if not labelled:
         return Marked(place, text)
+    annotations = _mappings(task.get("annotations"), "annotations")
+    done = [a for a in annotations if not a.get("was_cancelled")]
     if not done:
         raise _Wrong("a task without an annotation")
-    results = done[0].get("result") or []
+    results = _mappings(done[0].get("result"), "result")
     values = [r.get("value") for r in results if r.get("type") == "labels"]
     return Marked(place, text, list(_spans(text, values)))
+
+
+def _mappings(given: Any, name: str) -> list[dict[str, Any]]:
+    found = given or []
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise _Wrong(f"'{name}' is no list of objects")
+    return found
 
 
 def _spans(text: str, given: Any) -> Iterator[tuple[str, int, int]]:

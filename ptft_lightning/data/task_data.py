@@ -184,13 +184,13 @@ class TaskDataModule(PhaseData):
             raise UserError(f"data.{split} is missing: name the file")
         bad = BadExamples(self.bad_examples)
         examples = self.task.read(path, self.columns, labelled, bad)
+        if names := self._label_names():
+            from ptft_lightning.data.label_names import name_labels
+
+            examples = self.task.renamed(path, name_labels(examples, names), bad)
         bad.settle(path, len(examples))
         self.skipped[split] = len(bad.found)
-        if not (names := self._label_names()):
-            return examples
-        from ptft_lightning.data.label_names import name_labels
-
-        return name_labels(examples, names)
+        return examples
 
     def _label_names(self) -> dict[str, str] | None:
         if self.label_names is None:

@@ -8,7 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import processors
 
-from ptft_lightning.data.examples import Example, frame_example
+from ptft_lightning.data.examples import Example
+from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.tokenizer import OWN, Tokenizer
 from ptft_lightning.errors import UserError
 

@@ -50,10 +50,8 @@ class PhaseModule(L.LightningModule):
         super().__init__()
         self.optimizer_config, self.seed = optimizer, seed
         self.schedule = optimizers.learning_rate
-        self.compile_layers, self.activation_checkpointing = (
-            compile_layers,
-            activation_checkpointing,
-        )
+        self.compile_layers = compile_layers
+        self.activation_checkpointing = activation_checkpointing
         self.tuning = tuning or Full()
         from ptft_lightning.interop.adapters import open_start  # a leaf
 
@@ -63,7 +61,7 @@ class PhaseModule(L.LightningModule):
         self.tokens_seen, self.rate = 0, 0.0
         self.grad_norm: Tensor | None = None
         self.clock, self.logged_step, self.unlogged = time.perf_counter(), 0, False
-        self.train_values: dict[str, float] = {}
+        self.train_values, self.eval_names = dict[str, float](), set[str]()
 
     # What a phase says of itself.
 
@@ -244,6 +242,9 @@ class PhaseModule(L.LightningModule):
 
     def _log_evaluation(self, prefix: str) -> None:
         values = {f"{prefix}_{name}": value for name, value in self.eval_values().items()}
+        for gone in self.eval_names.difference(values):  # of a tag that nothing has any more
+            self.trainer.callback_metrics.pop(gone, None)
+        self.eval_names = set(values)
         # Already the same on every rank; `log_dict` feeds callbacks and the test table. The step
         # Lightning 2.6.6 gives to loggers is one too low, and one lower yet after a resume.
         fitting = self.trainer.state.fn == TrainerFn.FITTING

@@ -107,6 +107,10 @@ class Task:
         """The examples of a file; those that cannot be used are noted in `bad`."""
         return read_examples(path, columns, labelled)
 
+    def renamed(self, path: str, examples: list[Example], bad: BadExamples) -> list[Example]:
+        """Examples whose labels were ids and have names now, which may show what is wrong."""
+        return examples
+
     def typed(self, text: str, columns: Columns, place: str) -> Example:
         """An example typed by a person."""
         return typed_example(text, columns, place)

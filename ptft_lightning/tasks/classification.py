@@ -15,7 +15,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.data.batch import Batch
-from ptft_lightning.data.examples import Encoded, Example, frame_example
+from ptft_lightning.data.examples import Columns, Encoded, Example
+from ptft_lightning.data.findings import NO_LABEL, BadExamples
+from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
@@ -83,6 +85,16 @@ class Classification(Task):
             "transform": self.transform,
             "bias": self.bias,
         }
+
+    def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
+        """See `Task`; an empty field is no label."""
+        kept = []
+        for example in super().read(path, columns, labelled, bad):
+            if example.label is None or example.label.strip():
+                kept.append(example)
+            else:
+                bad.add(example.place, NO_LABEL)
+        return kept
 
     def labels_of(self, example: Example) -> list[str]:
         """Its one label, if it has one."""

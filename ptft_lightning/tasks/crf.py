@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ptft_lightning.tasks.tags import may_follow, scheme_of
+from ptft_lightning.tasks.tags import Scheme, may_follow
 
 FORBIDDEN = -1e4
 
@@ -26,12 +26,17 @@ class ChainCRF(nn.Module):
 
     In all methods: (N, W, L) `emissions`; (N, W) `real`, the words of each chain, then its
     padding; (N, 2) `edges`, whether the chain has a sentence's first and last word.
+
+    Args:
+        labels: The tags, by their ids.
+        scheme: What they are written in; None: any may follow any.
     """
 
-    def __init__(self, labels: list[str]) -> None:
+    def __init__(self, labels: list[str], scheme: Scheme | None) -> None:
         super().__init__()
         count = len(labels)
-        self.costs = _costs(labels)  # in numpy: no part of the state, and modules are built on meta
+        # In numpy: no part of the state, and modules are built on meta.
+        self.costs = _costs(labels, scheme)
         self.transitions = nn.Parameter(torch.empty(count, count))
         # Called biases, because they begin at 0 as those do.
         self.start_bias = nn.Parameter(torch.empty(count))
@@ -88,10 +93,10 @@ class ChainCRF(nn.Module):
         return start * edges[:, :1], steps, end * edges[:, 1:]
 
 
-def _costs(labels: list[str]) -> npt.NDArray[np.float32]:
+def _costs(labels: list[str], scheme: Scheme | None) -> npt.NDArray[np.float32]:
     """(L + 1, L + 1): what a step costs beside its score; the last row is a sentence's start, the
     last column its end."""
-    scheme, border = scheme_of(labels), [*labels, None]
+    border = [*labels, None]
     if scheme is None:
         return np.zeros((len(border), len(border)), np.float32)
     allowed = [[may_follow(one, two, scheme) for two in border] for one in border]

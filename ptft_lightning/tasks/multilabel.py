@@ -13,7 +13,8 @@ from torchmetrics.classification import MultilabelExactMatch, MultilabelF1Score
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.data.batch import Batch
-from ptft_lightning.data.examples import Encoded, Example, frame_example
+from ptft_lightning.data.examples import Encoded, Example
+from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError

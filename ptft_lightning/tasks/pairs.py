@@ -10,8 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ptft_lightning.data.examples import Columns, Encoded, Example, frame_example, read_records
-from ptft_lightning.data.findings import BadExamples
+from ptft_lightning.data.examples import (
+    Columns,
+    Encoded,
+    Example,
+    read_records,
+    text_of,
+)
+from ptft_lightning.data.findings import NO_LABEL, BadExamples
+from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
@@ -72,6 +79,9 @@ def _pairs(
                 bad.add(place, f"label '{label}' is not a number")
                 continue
             label = None
+        if label is not None and not label.strip():
+            bad.add(place, NO_LABEL)
+            continue
         others = tuple(_field(record, name, place) for name in negatives * labelled)
         yield Pair(text, pair, label, place, score=score, negatives=others)
 
@@ -82,7 +92,7 @@ def _field(record: dict[str, Any], name: str, place: str) -> str:
             f"{place}: no column '{name}'; the columns are {list(record)}: set data.columns.text, "
             ".pair or .label (and .names for a file without a header), or model.task.negatives"
         )
-    return str(record[name])
+    return text_of(record, name, place)
 
 
 def _number(text: str) -> float | None:

@@ -15,7 +15,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.data.batch import Batch
-from ptft_lightning.data.examples import Encoded, Example, frame_example
+from ptft_lightning.data.examples import Encoded, Example
+from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.module import say
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.tokenizer import Tokenizer

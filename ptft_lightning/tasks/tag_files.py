@@ -80,7 +80,7 @@ class TagFiles:
             for example, record in zip(examples, found, strict=True)
             if isinstance(record, Marked)
         ]
-        return self._formed(path, tagged, bad) + self.tagged(path, marked, bad)
+        return self.formed(path, tagged, bad) + self.tagged(path, marked, bad)
 
     def _records(
         self, path: str, columns: Columns, labelled: bool, bad: BadExamples
@@ -102,9 +102,11 @@ class TagFiles:
             raise UserError(
                 f"task.tag_column is '{self.tag_column}': '{path}' is no CoNLL-U, give a number"
             )
+        if not labelled and self.format == "auto" and bare.endswith(".txt"):
+            say(f"'{path}' is read as CoNLL columns, a word a line: for a text a line, give .jsonl")
         return [*read_columns(path, self.token_column, self.tag_column if labelled else None, bad)]
 
-    def _formed(self, path: str, examples: list[Words], bad: BadExamples) -> list[Words]:
+    def formed(self, path: str, examples: list[Words], bad: BadExamples) -> list[Words]:
         """Examples whose tags are well-formed in the file's scheme."""
         scheme = self._scheme(path, {tag for e in examples for tag in e.labels or ()})
         if scheme is None:
@@ -158,6 +160,10 @@ class TagFiles:
         self, path: str, marked: list[tuple[Words, list[Span]]], bad: BadExamples
     ) -> list[Words]:
         """Examples of texts with stretches, which are widened to whole words where need be."""
+        if marked and self.scheme == "none":
+            raise UserError(
+                f"'{path}' has texts with spans, whose tags need a scheme: set task.scheme auto"
+            )
         examples, total, lost = list[Words](), 0, list[str]()
         for example, spans in marked:
             if pair := overlapping(spans):

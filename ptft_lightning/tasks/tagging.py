@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -16,6 +17,7 @@ from ptft_lightning.data.word_windows import Aligned, align_words, encode_window
 from ptft_lightning.data.words import Split, Words
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import Arrays, Scored, Task, TaskHead
+from ptft_lightning.tasks.crf import ChainCRF
 from ptft_lightning.tasks.tag_checks import check_borders, tell_tokenless, tell_windows
 from ptft_lightning.tasks.tag_files import (
     FileScheme,
@@ -25,6 +27,7 @@ from ptft_lightning.tasks.tag_files import (
 )
 from ptft_lightning.tasks.tags import (
     OUTSIDE,
+    Scheme,
     Span,
     kinds_of,
     scheme_of,
@@ -124,6 +127,10 @@ class Tagging(Task):
         """See `TagFiles`."""
         return [*self.files.read(path, columns, labelled, bad)]
 
+    def renamed(self, path: str, examples: list[Example], bad: BadExamples) -> list[Example]:
+        """Tags that were ids may be out of their scheme's order, too."""
+        return [*self.files.formed(path, cast(list[Words], examples), bad)]
+
     def typed(self, text: str, columns: Columns, place: str) -> Example:
         """A text cut into words."""
         return words_in(text, place, self.files.split)
@@ -136,13 +143,17 @@ class Tagging(Task):
         """All tags of the kinds that occur; of plain ones those that occur."""
         tags = {tag for e in examples for tag in e.labels or ()}
         try:
-            scheme = None if self.files.scheme == "none" else scheme_of(tags)
+            scheme = self.scheme_of(tags)
         except ValueError as error:  # those of label_names
             raise UserError(f"data.label_names: {error}") from error
         labels = sorted(tags) if scheme is None else tag_set(kinds_of(tags), scheme)
         if len(labels) < 2:
             raise UserError(f"tagging needs two tags or more, the training file has {labels}")
         return labels
+
+    def scheme_of(self, tags: Iterable[str]) -> Scheme | None:
+        """The scheme that tags are written in; None: they are plain, or said to be."""
+        return None if self.files.scheme == "none" else scheme_of(tags)
 
     # Words to tokens.
 
@@ -152,7 +163,7 @@ class Tagging(Task):
         """Windows of whole words, with the tokens and the label of each."""
         words = cast(list[Words], examples)
         aligned = align_words(words, tokenizer, self.presplit)
-        if scheme_of(labels) is not None:
+        if self.scheme_of(labels) is not None:
             check_borders(words, aligned, self.files.lost_borders)
         ids, found = {label: i for i, label in enumerate(labels)}, list[Encoded]()
         for number, (example, text) in enumerate(zip(words, aligned, strict=True)):
@@ -182,7 +193,7 @@ class Tagging(Task):
             return targets
         seen = np.flatnonzero(aligned.words[:, 0] < aligned.words[:, 1])
         tags = [example.labels[i] for i in seen.tolist()]
-        if len(seen) < len(targets) and (scheme := scheme_of(ids)) is not None:
+        if len(seen) < len(targets) and (scheme := self.scheme_of(ids)) is not None:
             # What is left of an entity must be well-formed, too.
             tags = tags_of_spans(spans_of_tags(tags), len(tags), scheme)
         targets[seen] = [ids[tag] for tag in tags]
@@ -216,13 +227,14 @@ class Tagging(Task):
         pooling = self.pooling
         if pooling == "auto":
             pooling = "last" if backbone.causal else "first"
-        return WordHead(backbone.dim, labels, pooling, self.dropout, self.crf)
+        crf = ChainCRF(labels, self.scheme_of(labels)) if self.crf else None
+        return WordHead(backbone.dim, len(labels), pooling, self.dropout, crf)
 
     # Predictions.
 
     def records(self, scored: Scored) -> dict[int, dict[str, Any]]:
         """The tags of each example's words, and the entities they spell, in characters."""
-        scheme, found = scheme_of(scored.labels), dict[int, dict[str, Any]]()
+        scheme, found = self.scheme_of(scored.labels), dict[int, dict[str, Any]]()
         for number, seen in scored.whole().items():
             example = cast(Words, scored.examples[number])
             tags = [OUTSIDE] * len(example.words)

@@ -21,15 +21,15 @@ class WordHead(TaskHead):
     """Cross-entropy of each word's tag, or the likelihood of all tags of a window."""
 
     def __init__(
-        self, dim: int, labels: list[str], pooling: WordPooling, dropout: float, crf: bool
+        self, dim: int, labels: int, pooling: WordPooling, dropout: float, crf: ChainCRF | None
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
             raise UserError(f"task.dropout is {dropout}: give a probability from 0 to below 1")
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(dim, len(labels))
-        self.crf = ChainCRF(labels) if crf else None
+        self.classifier = nn.Linear(dim, labels)
+        self.crf = crf
 
     def forward(self, hidden: Tensor, batch: Batch) -> Output:
         """(B, T, dim) hidden states -> the `tagging` term and (E, W) ids of the best labels."""

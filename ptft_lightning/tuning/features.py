@@ -85,9 +85,15 @@ def store_features(module: Any, place: Path, dtype: str, limit_gb: float) -> Non
     from earlier files where there are some; every rank must call it.
 
     Raises:
-        UserError: they would be larger than the limit or the free space, or do not fit the dtype.
+        UserError: they would be larger than the limit or the free space, do not fit the dtype, or
+            are not what the head is used with.
     """
     data, net = module.data, module.net
+    if net.backbone.prefix_lm and module.task.likelihood:
+        raise UserError(
+            "tuning.cache keeps the states of text read in one direction, and the backbone is a "
+            "prefix-LM, which reads prompts in both: set tuning.cache false"
+        )
     widths = (len(net.backbone.layers) + 1,) * net.reader.mix + (net.backbone.dim,)
     files = {}
     for split in ("train", "validation"):

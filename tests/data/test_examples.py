@@ -17,9 +17,9 @@ from ptft_lightning.data.examples import (
     Columns,
     Encoded,
     Example,
-    frame_example,
     read_examples,
 )
+from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 
@@ -108,6 +108,11 @@ def test_bare_quotes_in_tsv_are_text(tmp_path: Path) -> None:
 MISTAKES = {
     "missing column": ("t.csv", "sentence,label\nx,a\n", r"line 2: no column 'text'; .*'sentence'"),
     "missing label": ("t.csv", "text,gold\nx,a\n", r"line 2: no column 'label'.*data\.columns"),
+    "a list for a text": (
+        "t.jsonl",
+        '{"text": ["a", "b"], "label": "a"}\n',
+        r"line 1: 'text' is \['a",
+    ),
     "null": ("t.jsonl", '{"text": null, "label": "a"}\n', r"line 1: no column 'text'"),
     "later record": (
         "t.jsonl",

@@ -186,3 +186,12 @@ def test_what_cannot_be_placed_is_noted(
     ((place, reason),) = bad
     assert place.endswith("line 2")
     assert said in reason
+
+
+def test_a_label_may_be_0_but_not_empty(tmp_path: Path) -> None:
+    record = {"text": "Ada met Ben.", "head": "Ada", "tail": "Ben"}
+    rows = [json.dumps(record | {"label": label}) for label in (0, 1, "", " ", None)]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    found, bad = read(tmp_path / "t.jsonl")
+    assert [e.label for e in found] == ["0", "1"]
+    assert [reason.split(":")[0] for _, reason in bad] == ["label is empty"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.tagging import Tagging
 from ptft_lightning.terms import IGNORE
 
 LENGTH = 24
@@ -281,3 +283,20 @@ def test_cut_examples_are_counted(
         f"the longest has {long}; at {tmp_path}/t.csv line 2\n"
     )
     assert "validation" not in data.datasets
+
+
+@pytest.mark.parametrize("ill_formed", ["repair", "refuse"])
+def test_tags_that_were_ids_are_checked_under_their_names(
+    bpe: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], ill_formed: Any
+) -> None:
+    rows = [{"tokens": ["a", "b", "c"], "tags": tags} for tags in ([0, 2, 2], [0, 1, 2])]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {"0": "O", "1": "B-X", "2": "I-X"}
+    settings = {"bad_examples": "skip", "label_names": names, "train": str(tmp_path / "t.jsonl")}
+    data = module(bpe, **settings)
+    data.task = Tagging(ill_formed=ill_formed)
+    found = data._read("train")
+    said = capsys.readouterr().err
+    assert [e.labels for e in found] == [["O", "B-X", "I-X"]] * (1 + (ill_formed == "repair"))
+    assert data.skipped["train"] == (ill_formed == "refuse")
+    assert "out of the order of BIO" in said

@@ -42,6 +42,10 @@ def doccano():
     return [{"text": text, "label": [list(span) for span in kinds]} for text, kinds in spans()]
 
 
+def studio(annotations):
+    return f'{{"data": {{"text": "x"}}, "annotations": {annotations}}}\n'
+
+
 def label_studio(minimal=False):
     tasks = []
     for text, kinds in spans():
@@ -202,6 +206,13 @@ def test_ill_formed_tags_are_repaired_or_refused(tmp_path, capsys):
     assert reason.startswith("tag 'I-PER' of word 1, 'a', is out of the order of BIO")
 
 
+def test_a_txt_without_tags_is_said_to_be_columns(tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("Ada met\nBabbage slept\n")
+    (example,) = Tagging().read(str(tmp_path / "t.txt"), Columns(), False, BadExamples("skip"))
+    assert example.tokens == ["Ada", "Babbage"]
+    assert "t.txt' is read as CoNLL columns, a word a line" in capsys.readouterr().err
+
+
 def test_borders_inside_words_are_counted(tmp_path, capsys):
     rows = [{"text": "New York-based firms", "label": [[0, 8, "LOC"]]}] + doccano() * 40
     (tmp_path / "a.jsonl").write_text(json_lines(rows))
@@ -228,6 +239,8 @@ def test_borders_inside_words_are_counted(tmp_path, capsys):
         ("a.jsonl", '{"body": "x"}\n', "line 1", "no text or tokens under text or tokens"),
         ("a.jsonl", '{"text": "x"}\n', "line 1", "no spans under label or labels or entities"),
         ("a.jsonl", '{"text": 3, "label": []}\n', "line 1", "the text is 3"),
+        ("a.jsonl", studio("[1]"), "line 1", "'annotations' is no list of objects"),
+        ("a.jsonl", studio('[{"result": 3}]'), "line 1", "'result' is no list of objects"),
         ("a.jsonl", '{"text": "ab", "label": "A"}\n', "line 1", "the spans are 'A'"),
         ("a.jsonl", '{"text": "ab", "label": [[0, 3, "A"]]}\n', "line 1", "not inside the text"),
         ("a.jsonl", '{"text": "ab", "label": [[1, 1, "A"]]}\n', "line 1", "not inside the text"),
@@ -281,6 +294,7 @@ def test_bad_sentences_are_noted(tmp_path, name, text, place, reason):
         ("a.conll", "a B-A\nb NOUN\n", {}, "'NOUN' is neither O nor"),
         ("a.conll", "a B-A\nb E-A\n", {"scheme": "BIO"}, "begin with E, which BIO does not know"),
         ("a.conll", "a M-A\nb L-A\n", {}, "LM are those of none of BIO, BIOES, BMES, BILOU"),
+        ("a.jsonl", json_lines(doccano()), {"scheme": "none"}, "set task.scheme auto"),
         ("a.json", "{", {}, "is not JSON"),
         ("a.json", '{"a": 1}', {}, "is not a list of JSON objects"),
         ("a.jsonl", "[1]\n", {}, "not a JSON object"),

@@ -17,7 +17,7 @@ WORDS = 4
 def made(labels: list[str]) -> tuple[ChainCRF, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A CRF, and emissions of chains of 4, 3, 1 and 0 words, with and without a sentence's ends."""
     torch.manual_seed(0)
-    crf = ChainCRF(labels)
+    crf = ChainCRF(labels, scheme_of(labels))
     with torch.no_grad():
         for parameter in crf.parameters():
             parameter.normal_()

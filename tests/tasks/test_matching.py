@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from ptft_lightning.backbones.transformer import Transformer, TransformerConfig
 from ptft_lightning.data.batch import build_batch
 from ptft_lightning.data.example_rows import pack_examples
-from ptft_lightning.data.examples import Encoded, documents_of
+from ptft_lightning.data.examples import Columns, Encoded, Example, documents_of
+from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.contrast import contrast
@@ -26,7 +30,7 @@ from ptft_lightning.tasks.matching_scores import (
     places,
     retrieval,
 )
-from ptft_lightning.tasks.pairs import Pair
+from ptft_lightning.tasks.pairs import Pair, read_pairs
 
 LENGTH = 24
 
@@ -205,3 +209,18 @@ def test_what_may_be_monitored_depends_on_the_loss() -> None:
 def test_a_task_is_rebuilt_from_its_config() -> None:
     task = Matching("contrastive", "last", 2.0, 0, 5, 0.1, True, ["bad"], True, "average_precision")
     assert Matching(**task.config()).config() == task.config()
+
+
+def test_pairs_need_a_label_and_texts(tmp_path: Path) -> None:
+    rows = [{"text": "a", "pair": "b", "label": label, "no": "c"} for label in ("yes", "")]
+    columns, bad = Columns(pair="pair"), BadExamples("skip")
+
+    def read(rows: list[dict[str, Any]], negatives: list[str]) -> list[Example]:
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_pairs(str(tmp_path / "t.jsonl"), columns, True, "name", negatives, bad)
+
+    (found,) = read(rows, ["no"])
+    assert (found.label, isinstance(found, Pair) and found.negatives) == ("yes", ("c",))
+    assert [reason[:18] for _, reason in bad.found] == ["the label is empty"]
+    with pytest.raises(UserError, match=r"line 1: 'no' is \['c', 'd'\], no text"):
+        read([rows[0] | {"no": ["c", "d"]}], ["no"])

@@ -167,6 +167,25 @@ def test_borders_inside_tokens_are_refused(capsys):
     assert "inside a token" not in capsys.readouterr().err
 
 
+PLAIN = ["I-X", "I-Y", "N------S1I"]
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_tags_said_to_be_plain_are_plain_whatever_they_look_like(wordpiece, crf):
+    task = Tagging(scheme="none", crf=crf)
+    text = example("the old river", "I-X I-Y N------S1I")
+    assert task.schema([text]) == PLAIN
+    encoded = task.encode([text], PLAIN, wordpiece, 16)
+    scored = Scored([text], encoded, {0: torch.tensor([0.0, 0.0, 2.0])}, PLAIN, wordpiece)
+    records = task.records(scored)
+    assert records == {0: {"tags": ["I-X", "I-X", "N------S1I"]}}
+    measured = task.judge([text], records)
+    assert measured["f1"] == measured["accuracy"] == pytest.approx(2 / 3)
+    if crf:
+        backbone = Transformer(TransformerConfig(dim=16, depth=1, heads=2), vocab_size=700)
+        assert not task.build_head(backbone, PLAIN).crf.costs.any()
+
+
 def test_strict_takes_only_well_formed_entities(wordpiece):
     text = example("the old river", "B-LOC I-LOC O")
     scores = {0: torch.tensor([2.0, 2.0, 1.0])}  # I-LOC I-LOC B-LOC

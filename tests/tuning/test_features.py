@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ptft_lightning.backbones.transformer import Transformer
 from ptft_lightning.data.examples import Columns
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.classification import Classification
+from ptft_lightning.tasks.generation import Generation
 from ptft_lightning.tasks.matching import Matching
 from ptft_lightning.tuning import features
 from ptft_lightning.tuning.frozen import Frozen
@@ -195,6 +197,13 @@ def test_more_than_the_limit_or_the_disk_holds_is_refused(
         with pytest.raises(UserError, match=words):
             Run(base, file, tuning, steps=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_states_that_a_prefix_lm_would_not_see_are_refused(tmp_path: Path) -> None:
+    net = SimpleNamespace(backbone=SimpleNamespace(prefix_lm=True))
+    module = SimpleNamespace(data=None, net=net, task=Generation())
+    with pytest.raises(UserError, match="a prefix-LM, which reads prompts in both"):
+        features.store_features(module, tmp_path, "float32", 1.0)
 
 
 def test_stored_states_travel_by_name(tmp_path: Path) -> None:
