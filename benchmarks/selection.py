@@ -3,7 +3,8 @@
 From English Wikipedia, what is most like answers of MedQuAD (and, for comparison, random documents
 of as many bytes): a causal model is pretrained on each, its loss on held-out answers measured, and
 then fine-tuned to tell the type of a question from its answer (--read question: from itself, which
-is easy). Everything else alike; seeds are paired. Prints a table in markdown with the paired
+is easy), all of it or (--tuning frozen) what stands on its hidden states. Everything else alike;
+seeds are paired. Prints a table in markdown with the paired
 differences and their 95 % intervals.
 
     python benchmarks/selection.py --data DATA --out runs/selection
@@ -28,6 +29,13 @@ ROOT = Path(__file__).parent.parent
 POOL = "en_wiki/train.jsonl.gz"
 TARGET = ("medquad/train.jsonl.gz", "medquad/valid.jsonl.gz")
 HELD = 200  # questions that validate
+TUNING: dict[str, dict[str, Any]] = {
+    "full": {},
+    "frozen": {
+        "model__tuning": {"class_path": "Frozen", "init_args": {"mix": True, "cache": True}},
+        "model__optimizer__lr": 2e-2,
+    },
+}
 
 
 def options() -> argparse.Namespace:
@@ -41,6 +49,7 @@ def options() -> argparse.Namespace:
     add("--vocab", type=int, default=8192)
     add("--steps", type=int, default=600, help="of pretraining, 16 rows of 128 tokens each")
     add("--read", choices=["question", "answer"], default="answer", help="to tell the type")
+    add("--tuning", choices=TUNING, default="full")
     add("--labels", type=int, default=300)
     add("--tune_steps", type=int, default=120)
     add("--test_examples", type=int, default=1500)
@@ -59,7 +68,8 @@ def write_target(args: argparse.Namespace) -> None:
     asked = [{"text": row[kind], "label": row["qtype"]} for row in some(train, len(train), 0)]
     write(args.out / f"validation-{kind}.jsonl", asked[:HELD])
     for seed in range(args.seeds):
-        write(args.out / f"train-{kind}-{seed}.jsonl", some(asked[HELD:], args.labels, seed))
+        chosen = some(asked[HELD:], args.labels, seed)
+        write(args.out / f"train-{kind}-{args.labels}-{seed}.jsonl", chosen)
     test = [{"text": row[kind], "label": row["qtype"]} for row in held]
     write(args.out / f"test-{kind}.jsonl", some(test, args.test_examples, 0))
 
@@ -120,10 +130,11 @@ def fit(args: argparse.Namespace, method: str, seed: int) -> tuple[float, float]
             report=False,
             samples__count=0,
         )
-    tune, kind = at / f"tune-{args.read}", args.read
+    kind, part = args.read, f"{args.read}-{args.labels}"
+    tune = at / f"tune-{part}-{args.tuning}"
     if not (tune / "test.json").is_file():
         files = {
-            "train": f"train-{kind}-{seed}",
+            "train": f"train-{part}-{seed}",
             "validation": f"validation-{kind}",
             "test": f"test-{kind}",
         }
@@ -139,6 +150,7 @@ def fit(args: argparse.Namespace, method: str, seed: int) -> tuple[float, float]
             trainer__max_steps=args.tune_steps,
             trainer__precision=args.precision,
             report=False,
+            **TUNING[args.tuning],
         )
         call("test", run_dir=str(tune), overlap=False)
     with open(at / "pretrain" / "metrics.csv", newline="") as stream:
