@@ -3,9 +3,9 @@ equal FLOPs, tuned in several ways on the same tasks with the same budgets.
 
     python benchmarks/paradigms/run.py --data DATA --out runs/paradigms --steps 400 --tune_steps 100
 
-By the times of the default (an hour and a half on two cores) that should take an hour. `--data` is
-a directory with en_wiki/, agnews_test/ and ud_ewt/. What is finished in `--out` is not made again.
-At equal tokens every model takes `--steps` steps; at equal FLOPs as many as cost what the BERT-like
+That is meant for an hour on two idle cores, the default takes an hour and a half. `--data` is a
+directory with en_wiki/, agnews_test/ and ud_ewt/. What is finished in `--out` is not made again. At
+equal tokens every model takes `--steps` steps; at equal FLOPs as many as cost what the BERT-like
 one's do, to within 1 %. Each way of tuning tries the same learning rates with seed 0 and keeps what
 validates best; seeds are paired: all models see the same labelled examples. Neither pretraining
 rates nor shapes are tuned. Writes results.jsonl, results.md and pareto.svg.
