@@ -78,8 +78,7 @@ def tokenizer(
     bad = BadDocuments(on_bad=on_bad_document)
     counted = Counted(sample_documents(sized, Reading(column, encoding), limit, bad), limit, size)
     steps = [normalize] if isinstance(normalize, str) else normalize or []
-    documents = iter(counted)
-    if (first := next(documents, None)) is None:
+    if (first := next(documents := iter(counted), None)) is None:
         raise UserError(f"empty corpus: no document in {', '.join(files[:3])}; {bad.summary()}")
     text = chain([first], documents)
     learned = train_tokenizer(text, kind, vocab_size, lowercase, steps, sentinels)
