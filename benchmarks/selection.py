@@ -4,8 +4,7 @@ From English Wikipedia, what is most like answers of MedQuAD (and, for compariso
 of as many bytes): a causal model is pretrained on each, its loss on held-out answers measured, and
 then fine-tuned to tell the type of a question from its answer (--read question: from itself, which
 is easy), all of it or (--tuning frozen) what stands on its hidden states. Everything else alike;
-seeds are paired. Prints a table in markdown with the paired
-differences and their 95 % intervals.
+seeds are paired. Prints a table in markdown with the paired differences and their 95 % intervals.
 
     python benchmarks/selection.py --data DATA --out runs/selection
 

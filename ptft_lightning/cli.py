@@ -72,7 +72,10 @@ def main(args: list[str] | None = None) -> None:
         return
     try:
         run(words[0], words[1:])
+        sys.stdout.flush()
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and unread():
+            sys.exit(1)
         mistake = unusable_place(error) if isinstance(error, OSError) else error
         if mistake is None:
             raise
@@ -80,6 +83,16 @@ def main(args: list[str] | None = None) -> None:
             # From a loader's worker it comes with the worker's traceback.
             print(f"error: {str(mistake).rpartition('UserError: ')[2].rstrip()}", file=sys.stderr)
         sys.exit(2)
+
+
+def unread() -> bool:
+    """Whether nobody reads what we print any more, as behind `head`; then it goes nowhere."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def run(command: str, args: list[str]) -> None:

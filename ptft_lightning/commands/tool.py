@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -41,31 +39,14 @@ def run_tool(
     """
     from jsonargparse import auto_cli
 
-    try:
-        found = auto_cli(
-            function,
-            args=_kept(args),
-            as_positional=positional,
-            prog=f"python -m ptft_lightning {name}",
-            parser_class=OneLineParser,
-            default_env=False,
-        )
-        sys.stdout.flush()
-        return found
-    except BrokenPipeError:
-        if not _unread():
-            raise
-        sys.exit(1)
-
-
-def _unread() -> bool:
-    """Whether nobody reads what we print any more, as behind `head`; then it goes nowhere."""
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return auto_cli(
+        function,
+        args=_kept(args),
+        as_positional=positional,
+        prog=f"python -m ptft_lightning {name}",
+        parser_class=OneLineParser,
+        default_env=False,
+    )
 
 
 def _kept(args: list[str]) -> list[str]:

@@ -43,8 +43,9 @@ def gather(mine: Parts, ranks: int) -> dict[int, Tensor]:
 
 def of_batch(batch: Batch, scores: Tensor, every: int = 1) -> tuple[Tensor, Tensor]:
     """Sample numbers and scores of a micro-batch, its empty slots left out."""
-    kept = (batch.samples >= 0) & (batch.samples % every == 0)
-    return batch.samples[kept].cpu(), scores.detach()[kept].float().cpu()
+    samples = batch.samples.cpu()  # as scores may be that were made there
+    kept = (samples >= 0) & (samples % every == 0)
+    return samples[kept], scores.detach().cpu()[kept].float()
 
 
 class Predictions:

@@ -238,7 +238,7 @@ class Generation(Task):
         chosen = [i for i, n in enumerate(numbers) if n >= 0 and n % self.every == 0]
         scores = torch.full((len(numbers), self.decoding.max_new_tokens), NO_ANSWER)
         if not chosen:
-            return scores.to(batch.tokens.device)
+            return scores
         model = LanguageModel(
             backbone, cast(VocabularyHead, head), tokenizer, self._template(tokenizer).end
         )
@@ -247,7 +247,7 @@ class Generation(Task):
         for i, ids in zip(chosen, answers, strict=True):
             scores[i] = NO_TOKEN
             scores[i, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        return scores.to(batch.tokens.device)
+        return scores
 
     def records(self, scored: Scored) -> dict[int, dict[str, Any]]:
         """The text of each answer, beside its reference if there is one."""

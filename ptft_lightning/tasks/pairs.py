@@ -10,13 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ptft_lightning.data.examples import (
-    Columns,
-    Encoded,
-    Example,
-    read_records,
-    text_of,
-)
+from ptft_lightning.data.examples import Columns, Encoded, Example, read_records, text_of
 from ptft_lightning.data.findings import NO_LABEL, BadExamples
 from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.tokenizer import Tokenizer

@@ -144,8 +144,8 @@ class Tagging(Task):
         tags = {tag for e in examples for tag in e.labels or ()}
         try:
             scheme = self.scheme_of(tags)
-        except ValueError as error:  # those of label_names
-            raise UserError(f"data.label_names: {error}") from error
+        except ValueError as error:  # some lines had tags, some spans
+            raise UserError(f"the training file: {error}") from error
         labels = sorted(tags) if scheme is None else tag_set(kinds_of(tags), scheme)
         if len(labels) < 2:
             raise UserError(f"tagging needs two tags or more, the training file has {labels}")

@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, pre_tokenizers
 
-from ptft_lightning.data.examples import (
-    Columns,
-    Encoded,
-    Example,
-    read_examples,
-)
+from ptft_lightning.data.examples import Columns, Encoded, Example, read_examples
 from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
