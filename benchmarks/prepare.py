@@ -1,9 +1,9 @@
 """What preparing costs beside bare tokenization, and reading rows beside `datasets`.
 
 `prepare`: the documents of a .jsonl file through `tokenizers`' `encode_batch_fast`, held in memory,
-ids thrown away, on all cores; and `prepare` from the file to a finished store on the same cores,
-its processes' start included. In turns in one run; medians of wall time, and of CPU time (which
-other work on the machine disturbs less).
+ids thrown away, on all cores; and `prepare` from the file to a finished store on the same cores, by
+one process with threads and by a process for each core, their start included. In turns in one run;
+medians of wall time, and of CPU time (which other work on the machine disturbs less).
 
 `read`: rows of 1,024 tokens, 16 at a time, no workers, in shuffled order: `RowDataset` with causal
 targets (all that training reads, bounds of documents included), `Rows.read` alone, and a `datasets`
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ptft_lightning.data.plan import UNIT_BYTES
 from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.workers import available_cores
@@ -67,13 +68,15 @@ def measure_prepare(file: str, tokenizer: Tokenizer, folder: Path, repeats: int)
 
     def prepare(workers: int) -> None:
         shutil.rmtree(folder / "store", ignore_errors=True)
-        unit = -(-os.path.getsize(file) // (32 * cores))  # so that the last are not waited for long
+        unit = UNIT_BYTES
+        if workers > 1:  # so that the last are not waited for long
+            unit = -(-os.path.getsize(file) // (32 * cores))
         prepare_store([file], tokenizer, folder / "store", unit_bytes=unit, workers=workers)
 
     ways = {
         "bare": bare,
-        f"{cores} workers": lambda: prepare(cores),
         "1 worker": lambda: prepare(1),
+        f"{cores} workers": lambda: prepare(cores),
     }
     found: dict[str, Any] = {"MB": size, "documents": len(texts), "cores": cores}
     for name, (wall, spent) in in_turns(ways, repeats).items():

@@ -94,7 +94,7 @@ LEAVES = (
     *("commands/doctor.py", "commands/doctor_devices.py", "commands/doctor_run.py"),
     *("data/marks.py", "data/sentence_starts.py", "data/pair_packing.py", "data/pair_rows.py"),
     *("handoff/pair_checks.py", "objectives/sentence_pairs.py"),
-    *("commands/duplicates.py", "commands/measures.py", "data/lots.py"),
+    *("commands/duplicates.py", "commands/measures.py", "data/lots.py", "data/ahead.py"),
     *("data/workers.py", "data/cluster.py", "data/duplicates.py", "data/drop_list.py"),
     *(
         "backbones/unpacking.py",

@@ -14,6 +14,8 @@ from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.workers import available_cores, check_workers
 
+THREADS = 4  # of a process that tokenizes
+
 
 def prepare(
     files: list[str],
@@ -51,7 +53,7 @@ def prepare(
         sentences: Note where sentences start, for layout `sentence_pairs` (extra `sentences`).
         lengths: Count the rows of so many tokens; stores read from URLs need it, but for `blocks`.
         drop: Leave out the documents of this list, which `duplicates` wrote.
-        workers: Processes that tokenize; default: one for each core.
+        workers: Processes; default: one for 4 cores, or for each to find words or sentences.
         cluster: Or the nodes of this Ray cluster (extra `cluster`), which must see the same paths:
             ray://host:10001, host:6379, or auto for the one this machine belongs to.
     """
@@ -71,10 +73,17 @@ def prepare(
         sentences=sentences,
         lengths=lengths,
         dropped=read_drop_list(drop) if drop else None,
-        workers=workers or available_cores(),
+        workers=workers or _processes(word_starts or sentences),
         cluster=cluster,
     )
     _report(manifest, output, drop, (lengths or []) if sentences else [])
+
+
+def _processes(marked: bool) -> int:
+    """Threads of one process tokenize faster than processes, which know nothing of each other's
+    words, until reading for them is too much for one; marks are found by Python, a core each."""
+    cores = available_cores()
+    return cores if marked else max(1, cores // THREADS)
 
 
 def _report(manifest: Manifest, output: str, drop: str | None, pair_lengths: list[int]) -> None:
