@@ -61,54 +61,54 @@ class ShardMaker:
     """Of each file, where the documents start that are left out, ascending."""
 
     def __call__(self, lot: list[tuple[int, Unit]], advance: Callable[[int], None]) -> None:
-        """Make those shards of numbered units that are not there, one after another; `advance`
-        hears of bytes that are done."""
-        with DocumentReader(self.plan.reading) as reader:
-            for number, unit in lot:
-                if not receipt_of(self.target, number).is_file():
-                    bad = BadDocuments(on_bad=self.on_bad)
-                    self._make(number, unit, reader.read_placed(unit, bad), bad, advance)
-
-    def _make(
-        self,
-        number: int,
-        unit: Unit,
-        documents: Iterator[Placed],
-        bad: BadDocuments,
-        advance: Callable[[int], None],
-    ) -> None:
+        """Make those shards of numbered units that are not there, one after another, each written
+        while the next is made; `advance` hears of bytes that are done."""
         from ptft_lightning.data.ahead import ahead  # a leaf
 
-        encode = _encoder(self.tokenizer, self.plan)
+        missing = [(n, unit) for n, unit in lot if not receipt_of(self.target, n).is_file()]
+        with DocumentReader(self.plan.reading) as reader:
+            made = (self._make(number, unit, reader, advance) for number, unit in missing)
+            for shard, _ in ahead(self._write, made):
+                advance(shard.left)
+
+    def _make(
+        self, number: int, unit: Unit, reader: DocumentReader, advance: Callable[[int], None]
+    ) -> _Made:
+        from ptft_lightning.data.ahead import ahead  # a leaf
+
+        bad, encode = BadDocuments(on_bad=self.on_bad), _encoder(self.tokenizer, self.plan)
         parts = {split: _Part(self.tokenizer, self.plan.marks) for split in SPLITS}
-        left, dropped = unit.end - unit.start, 0
-        batches = ((len(b), self._kept(unit.path, b)) for b in _batches(documents))
-        for (count, texts), encoded in ahead(lambda b: encode(b[1]), batches):
-            dropped += count - len(texts)
+        made = _Made(number, parts, bad, left=unit.end - unit.start)
+        read = _batches(reader.read_placed(unit, bad))
+        for texts, encoded in ahead(encode, (self._kept(unit.path, b, made) for b in read)):
             raw = [text.encode() for text in texts]
             held = [held_out(text, self.plan.held_out) for text in raw]
             for split, part in parts.items():
                 chosen = [i for i, h in enumerate(held) if h == (split == "validation")]
                 part.add([encoded[i] for i in chosen], sum(len(raw[i]) for i in chosen))
-            done = min(left, sum(map(len, raw)))  # the file's bytes are more, or other ones
+            done = min(made.left, sum(map(len, raw)))  # the file's bytes are more, or other ones
             advance(done)
-            left -= done
-        shards = {s: part.write(self.target, f"{s}-{number:05d}") for s, part in parts.items()}
+            made.left -= done
+        return made
+
+    def _write(self, made: _Made) -> None:
+        """The shard, and last its receipt."""
+        shards = {s: p.write(self.target, f"{s}-{made.number:05d}") for s, p in made.parts.items()}
         receipt = {
-            "bad": {"kinds": bad.kinds, "places": bad.places},
-            "dropped": dropped,
+            "bad": {"kinds": made.bad.kinds, "places": made.bad.places},
+            "dropped": made.dropped,
             "shards": {split: asdict(shard) for split, shard in shards.items()},
         }
-        write_atomically(receipt_of(self.target, number), json.dumps(receipt).encode())
-        advance(left)
+        write_atomically(receipt_of(self.target, made.number), json.dumps(receipt).encode())
 
-    def _kept(self, path: str, batch: list[Placed]) -> list[str]:
-        """The texts that are not left out."""
+    def _kept(self, path: str, batch: list[Placed], made: _Made) -> list[str]:
+        """The texts that are not left out; the others are counted."""
         dropped = self.dropped.get(path)
         if dropped is None:
             return [text for _, text in batch]
         at = np.array([at for at, _ in batch])
         found = dropped[np.minimum(np.searchsorted(dropped, at), len(dropped) - 1)] == at
+        made.dropped += int(found.sum())
         return [text for (_, text), drop in zip(batch, found.tolist(), strict=True) if not drop]
 
 
@@ -163,3 +163,15 @@ class _Part:
         none = np.zeros(0, np.bool_)
         marks = {kind: np.concatenate([none, *flags]) for kind, flags in self.marks.items()}
         return write_shard(target, name, tokens, ends, self.text_bytes, marks)
+
+
+@dataclass
+class _Made:
+    """What is to be written of one unit."""
+
+    number: int
+    parts: dict[str, _Part]
+    bad: BadDocuments
+    left: int
+    """Bytes of which `advance` did not hear yet."""
+    dropped: int = 0
