@@ -54,7 +54,7 @@ class Preflight:
         if length > max_length:
             self.problems.append(
                 f"{name} is {length}, the backbone reads at most {max_length} tokens: lower "
-                f"{name} or raise model.backbone.max_length"
+                f"{name}, or pretrain with a larger model.backbone.max_length"
             )
 
     def backbone(self, bundle: Bundle) -> None:
