@@ -14,7 +14,7 @@ from ptft_lightning.data.prepare import prepare_store
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.data.workers import available_cores, check_workers
 
-THREADS = 4  # of a process that tokenizes
+THREADS = 4  # of a process that tokenizes: a guess, as only two cores were measured
 
 
 def prepare(

@@ -15,7 +15,8 @@ AHEAD = 2  # enough that one is worked on while the next is begun and the last o
 def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
     """Each item, in order, with what `work` makes of it in another thread; items are taken here.
 
-    It pays where `work` gives up the interpreter, as tokenization does.
+    It pays where `work` gives up the interpreter, as tokenization does. `Executor.map` would take
+    all items at once (it has a limit since Python 3.14).
     """
     with ThreadPoolExecutor(AHEAD) as threads:
         begun: deque[tuple[Item, Future[Result]]] = deque()

@@ -160,7 +160,7 @@ def _serve(pipe: Connection, work: Work, threads: int) -> None:
             task = pipe.recv()
             try:
                 done = work(task, lambda count: pipe.send(("advance", count)))
-            except Exception as error:
+            except Exception as error:  # raised by the parent
                 pipe.send(("failed", _portable(error)))
                 return
             pipe.send(("done", done))
