@@ -73,6 +73,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(words[0], words[1:])
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (UserError, OSError) as error:
         if isinstance(error, BrokenPipeError) and unread():
             sys.exit(1)

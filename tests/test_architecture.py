@@ -45,7 +45,15 @@ LAYERS = (
 )
 # Parts that no core file imports, except inside the function that needs them.
 LEAVES = (
-    *("costs", "generation", "interop", "ngrams", "report", "modules/loading.py"),
+    *(
+        "costs",
+        "generation",
+        "interop",
+        "ngrams",
+        "report",
+        "modules/loading.py",
+        "modules/audit.py",
+    ),
     *("commands/ngram.py", "commands/ngram_baseline.py", "commands/select.py", "modules/muon.py"),
     *("data/formats", "data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
     *("data/framing.py", "data/label_names.py", "data/sampling.py", "data/tokenizer_training.py"),

@@ -263,7 +263,7 @@ def test_checkpoints_set_aside_keep_those_set_aside_before(tmp_path):
             for name in (f"step={step:08d}.ckpt", f"step={step:08d}.ckpt.bundle"):
                 (tmp_path / name).mkdir(exist_ok=True)
                 (tmp_path / name / "file").touch()
-        set_aside(tmp_path, start=7)
+        set_aside(tmp_path, 7, "spiked")
         assert [p.name for p in tmp_path.glob("step=*.ckpt")] == ["step=00000005.ckpt"]
     assert len(list(tmp_path.glob("spiked-*.ckpt"))) == 4
     assert len(list(tmp_path.glob("spiked-*.bundle"))) == 4

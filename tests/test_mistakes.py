@@ -502,6 +502,28 @@ PHASE_ONE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"trainer.overfit_batches": 2},
         ("trainer.overfit_batches is 2", "`ptft_lightning check`"),
     ),
+    "a part of the batches": (
+        {"trainer.limit_train_batches": 3},
+        ("trainer.limit_train_batches is 3", "trainer.max_steps"),
+    ),
+    "one batch": ({"trainer.limit_train_batches": 1}, ("trainer.limit_train_batches is 1",)),
+    "validation after epochs": (
+        {"trainer.check_val_every_n_epoch": 2},
+        ("trainer.check_val_every_n_epoch is 2", "trainer.val_check_interval"),
+    ),
+    "a limit of time": (
+        {"trainer.max_time": "00:01:00:00"},
+        ("trainer.max_time is '00:01:00:00'", "timeout -s USR1"),
+    ),
+    "means of all time": (
+        {"model.optimizer.betas": [0.9, 1.0]},
+        ("optimizer.betas is (0.9, 1.0)", "in [0, 1)"),
+    ),
+    "less than no eps": ({"model.optimizer.eps": -1.0}, ("optimizer.eps is -1.0", "0 or more")),
+    "decay that grows": (
+        {"model.optimizer.weight_decay": -1.0},
+        ("optimizer.weight_decay is -1.0", "0 or more"),
+    ),
     "no device": ({"trainer.devices": 0}, ("devices '0'", "not a valid input")),
     "a device with a name": ({"trainer.devices": "abc"}, ("devices 'abc'", "should be an int")),
     "a precision that is not installed": (
@@ -759,6 +781,11 @@ AFTER: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         "predict",
         {"run_dir": "{}/one", "text": "a"},
         ("phase-two", "FinetuneModule"),
+    ),
+    "predictions over what is predicted": (
+        "predict",
+        {"run_dir": "{}/two", "data.predict": "{}/one.jsonl", "output": "{}/one.jsonl"},
+        ("--output ", "one.jsonl' is the file that is read"),
     ),
     "predictions to a full disk": (
         "predict",
@@ -1020,7 +1047,7 @@ def test_two_ranks_say_it_once(store, bpe_path, tmp_path):
     missing = {"data.files": ["nope.jsonl"], "data.store": str(tmp_path / "store")}
     cases: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ({"data.global_batch_size": 1}, ("data.global_batch_size 1", "ranks 2")),
-        (missing, ("not found: 'nope.jsonl'",)),
+        (missing | {"run_dir": str(tmp_path / "other")}, ("not found: 'nope.jsonl'",)),
     ]
     processes = [launch(words("fit", options | two | change)) for change, _ in cases]
     for process, (_, parts) in zip(processes, cases, strict=True):

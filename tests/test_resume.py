@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from ptft_lightning.cli import main
 from ptft_lightning.handoff.bundle import open_bundle
-from ptft_lightning.modules.checkpoints import Checkpoints, list_checkpoints
+from ptft_lightning.modules.checkpoints import Checkpoints, last_checkpoint, list_checkpoints
 from ptft_lightning.modules.preempt import EXIT_CODE
 
 STEPS = 20
@@ -222,6 +222,78 @@ def test_a_torn_checkpoint_given_by_name_is_refused(options, tmp_path):
     run = call(words("fit", options("run", ckpt_path=str(newest))))
     assert run.code == 2
     assert run.err == f"error: --ckpt_path '{newest}' is torn or not a checkpoint: try 'last'\n"
+
+
+@phase_one
+def test_going_back_puts_later_checkpoints_aside(options, undisturbed, tmp_path):
+    """The run goes on from the checkpoint that was named, and `last` means the new ones."""
+    run_dir = tmp_path / "back"
+    shutil.copytree(undisturbed["pretrain"], run_dir)
+    at = run_dir / "checkpoints"
+    first, second = (at / f"step={step:08d}.ckpt" for step in (18, 20))
+    again = options("back", trainer__max_steps=19, ckpt_path=str(first), checkpoint__keep=1)
+    run = done(words("fit", again))
+    assert "checkpoints after step 18 are kept as later-..: 1" in run.err
+    assert sorted(path.name for path in at.iterdir()) == [
+        f"later-1-{second.name}",
+        "step=00000019.ckpt",
+    ]
+    run = done(words("fit", options("back", ckpt_path="last", checkpoint__keep=1)))
+    assert "step=00000019.ckpt" in run.err
+    assert second.is_file()
+
+
+@phase_one
+def test_a_torn_checkpoint_does_not_count_as_the_newest(options, undisturbed, tmp_path):
+    """Else all that are whole would be removed as older."""
+    run_dir = tmp_path / "torn"
+    shutil.copytree(undisturbed["pretrain"], run_dir)
+    torn = run_dir / "checkpoints" / "step=00000020.ckpt"
+    os.truncate(torn, torn.stat().st_size // 2)
+    more = {"trainer__max_steps": 19, "checkpoint__keep": 1, "ckpt_path": "last"}
+    done(words("fit", options("torn", **more)))
+    left = last_checkpoint(torn.parent)
+    assert left is not None
+    assert left.name == "step=00000019.ckpt"
+
+
+@phase_one
+def test_a_trial_run_leaves_the_audit_and_the_checkpoints(options, undisturbed, tmp_path):
+    run_dir = tmp_path / "trial"
+    shutil.copytree(undisturbed["pretrain"], run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    done(words("fit", options("trial", trainer__fast_dev_run=True)))
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+@phase_one
+def test_one_fit_at_a_time_works_in_a_directory(options, tmp_path):
+    first = launch(words("fit", options("run", trainer__max_steps=100_000)))
+    wait_for_lines(first, tmp_path / "run" / "audit", 2)
+    second = call(words("fit", options("run", data__audit=None, ckpt_path="last")))
+    first.send_signal(signal.SIGTERM)
+    assert finish(first, timeout=60).code == EXIT_CODE
+    assert second.code == 2
+    assert f"--run_dir '{tmp_path / 'run'}': another fit works there" in second.err
+
+
+# Ctrl-C.
+
+
+@phase_one
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_saves(options, tmp_path, workers):
+    """A terminal sends it to every process."""
+    more = {"trainer__max_steps": 100_000, "data__workers": workers}
+    process = launch(words("fit", options("run", **more)))
+    wait_for_lines(process, tmp_path / "run" / "audit", 4)
+    os.killpg(process.pid, signal.SIGINT)
+    run = finish(process, timeout=60)
+    assert run.code == EXIT_CODE, run.err
+    assert "stopping after this step; once more: at once" in run.err
+    assert "Traceback" not in run.err
+    saved = len(read_audit(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / f"step={saved:08d}.ckpt").is_file()
 
 
 # SIGTERM.

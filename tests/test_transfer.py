@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from faults.kit import call, done, finetune, pretrain, words, write_examples
+from safetensors.torch import load_file, save_file
 
 from ptft_lightning.commands.transfer import Transfer
 from ptft_lightning.commands.transfer_results import Outcome, Outcomes, Trial
@@ -125,17 +127,40 @@ def test_starts_labels_seeds_and_tests_become_a_table(config, base, files, tmp_p
     assert called == []
 
     config.write_text(config.read_text().replace("lr: 0.003", "lr: 0.004"))
-    other = [word.replace(f"source={base}", f"source={files}") for word in args]
+    moved = shutil.copytree(base / "bundle", tmp_path / "moved")
+    other = [word.replace(f"source={base}", f"source={moved}") for word in args]
     refused = call(other)
     assert refused.code == 2
-    assert "holds a comparison with other settings (config, starts source)" in refused.err
+    assert "holds a comparison with other settings (config, starts source" in refused.err
+
+
+def test_what_changed_behind_its_name_is_not_compared(config, base, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(Transfer, "_call", lambda self, at, words: done(words))
+    test = tmp_path / "test.jsonl"
+    test.write_bytes((files / "test.jsonl").read_bytes())
+    start = shutil.copytree(base / "bundle", tmp_path / "start")
+    args = ["transfer", "--config", str(config), "--output", str(tmp_path / "out"), "--seeds", "1"]
+    args += ["--start", f"a={start}", "--labels", "9", "--test", f"here={test}"]
+    said = done(args).out
+    assert done(args).out == said
+    test.write_text(test.read_text().replace("river", "brook"))
+    refused = call(args)
+    assert refused.code == 2
+    assert f"holds a comparison with other settings (contents {test})" in refused.err
+    test.write_bytes((files / "test.jsonl").read_bytes())
+    tensors = load_file(start / "model.safetensors")
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name] + 1}, start / "model.safetensors")
+    assert f"(contents {start})" in call(args).err
 
 
 def test_a_fine_tuning_that_fails_ends_it_with_its_reason(config, base, tmp_path):
-    args = ["transfer", "--config", str(config), "--start", "a=nowhere"]
-    run = call([*args, "--output", str(tmp_path / "out")])
+    args = ["transfer", "--config", str(config), "--output", str(tmp_path / "out")]
+    run = call([*args, "--start", "a=nowhere"])
+    assert (run.code, run.errors) == (2, ["error: bundle not found: 'nowhere'"])
+    run = call([*args, "--start", f"a={base}", "--labels", "9999"])
     assert run.code == 2
-    assert run.errors == ["error: a-all-0 failed: bundle not found: 'nowhere'"]
+    assert run.errors[0].startswith("error: a-9999-0 failed: data.train_examples is 9999")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ptft_lightning.commands import train
+from ptft_lightning.commands.predicted import refuse_over
 from ptft_lightning.commands.runs import bundle_of
 from ptft_lightning.commands.texts import ONE_PROCESS, read_documents, read_texts, texts_in
 from ptft_lightning.commands.tool import run_tool
@@ -63,6 +64,7 @@ def answer(
     ):
         if value < 1:
             raise UserError(f"--{name} is {value}: give 1 or more")
+    refuse_over(output, questions)
     _check_reader(run_dir)
     asked = _questions(question, questions, question_column)
     known = _passages(files, column, passage_characters)

@@ -1,4 +1,4 @@
-"""For commands that start runs of their own: one at a time in a directory, ended when told to."""
+"""One at a time in a directory: fits, and commands that start runs of their own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 
 STOPPED = 75  # as an interrupted fit
@@ -40,3 +41,25 @@ def exclusive(command: str, output: Path) -> Iterator[IO[str]]:
             yield lock
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory's lock while the context lasts.
+
+    Raises:
+        UserError: another fit has it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "w") as lock:
+        try:
+            fcntl.lockf(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # unlike flock, workers do not share it
+        except (BlockingIOError, PermissionError) as error:  # what says that it is taken differs
+            raise UserError(
+                f"--run_dir '{run_dir}': another fit works there: wait for it or end it"
+            ) from error
+        except OSError as error:
+            say(f"no locks here ({error}): start one fit at a time in '{run_dir}'")
+        yield

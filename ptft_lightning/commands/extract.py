@@ -13,6 +13,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from ptft_lightning.commands.predicted import refuse_over
 from ptft_lightning.commands.texts import ONE_PROCESS, read_texts, texts_in
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.lines import json_records
@@ -66,6 +67,7 @@ def extract(
             f"--distance is {distance} and --threshold {threshold}: give characters from 0, and a "
             "probability from 0 to 1"
         )
+    refuse_over(output, texts)
     given = _texts(text, texts, column)
     with tempfile.TemporaryDirectory() as directory:
         steps = _Steps(Path(directory), accelerator)

@@ -11,6 +11,7 @@ from typing import IO, Any, NamedTuple
 
 from jsonargparse import set_parsing_settings
 
+from ptft_lightning.commands.predicted import refuse_over
 from ptft_lightning.commands.texts import batches, read_texts, texts_in
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.module import say
@@ -194,6 +195,7 @@ def say_now(text: str) -> None:
 
 def generate(options: Generate) -> None:
     """Load the model, look at all prompts, then work through them."""
+    refuse_over(options.output, options.prompts)
     texts = prompts_of(options)
     net, bundle = load_pretrained(options.init_from, options.device, options.precision)
     model = LanguageModel(net.backbone, net.head, bundle.tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -13,8 +13,27 @@ from ptft_lightning.data.module import say
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import Task
 
+if TYPE_CHECKING:
+    import lightning as L
+    from jsonargparse import Namespace
+
+    from ptft_lightning.data.task_data import TaskDataModule
+    from ptft_lightning.modules.finetune import FinetuneModule
+    from ptft_lightning.modules.predictions import Parts
+
 Records = dict[int, dict[str, Any]]
 """Example number -> its line of predictions."""
+
+
+def refuse_over(output: str | Path | None, *inputs: str | None) -> None:
+    """Before the work: what is read must not be overwritten.
+
+    Raises:
+        UserError: the output is one of the inputs.
+    """
+    for given in inputs:
+        if output and given and Path(output).absolute() == Path(given).absolute():
+            raise UserError(f"--output '{output}' is the file that is read: name another one")
 
 
 def predicted_lines(examples: list[Example], records: Records) -> list[str]:
@@ -23,6 +42,22 @@ def predicted_lines(examples: list[Example], records: Records) -> list[str]:
         json.dumps({**examples[n].said, **record}, ensure_ascii=False)
         for n, record in sorted(records.items())
     ]
+
+
+def predict(
+    trainer: L.Trainer, model: FinetuneModule, data: TaskDataModule, options: Namespace, **more: Any
+) -> None:
+    """Predict what the data module was given, on all ranks; print it or write it on the first."""
+    output = Path(options.output or Path(options.run_dir) / "predictions.jsonl")
+    refuse_over(output, data.files["predict"])
+    records = model.records("predict", cast("Parts", trainer.predict(model, **more) or []))
+    if not trainer.is_global_zero:
+        return
+    examples = data.examples["predict"]
+    if options.text is not None and options.output is None:
+        print("\n".join(predicted_lines(examples, records)))
+        return
+    write_predictions(output, model.task, examples, records)
 
 
 def write_predictions(output: Path, task: Task, examples: list[Example], records: Records) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ptft_lightning.commands.predicted import refuse_over
 from ptft_lightning.commands.texts import batches
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.examples import Columns, Example, read_examples
@@ -125,6 +126,7 @@ def prompt(
         raise UserError(f"--batch_size is {batch_size}, --shots {shots}: give 1 and 0 or more")
     if (train is None) != (shots == 0):
         raise UserError("--train and --shots go together: give the file and how many, or neither")
+    refuse_over(output, test, train)
     examples = _read(test, columns)
     shown = _read(train, columns) if train is not None else []
     if shots > len(shown):

@@ -10,6 +10,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from ptft_lightning.commands.predicted import refuse_over
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.examples import Columns, read_records
 from ptft_lightning.data.module import say
@@ -49,6 +50,7 @@ def rank(queries: str, passages: str, top: int = 10, output: str | None = None) 
         top: How many passages a query gets.
         output: File with one JSON line a query; default: they are printed.
     """
+    refuse_over(output, queries, passages)
     (asked, at), (found, places) = _read(queries), _read(passages)
     if top < 1:
         raise UserError(f"--top is {top}: give 1 or more")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from ptft_lightning.commands.predicted import refuse_over
 from ptft_lightning.commands.texts import batches, read_documents, texts_in
 from ptft_lightning.commands.tool import run_tool
 from ptft_lightning.data.module import say
@@ -57,6 +58,7 @@ def score(
         raise UserError("what to score? give --text TEXT or --files [FILE, ...], one of them")
     if batch_size < 1:
         raise UserError(f"--batch_size is {batch_size}: give 1 or more")
+    refuse_over(output, *(files or []))
     texts = texts_in(text, "text") if text is not None else [*read_documents(files or [], column)]
     if not texts:
         raise UserError(f"nothing to score: no documents in {files}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -35,14 +36,12 @@ from ptft_lightning.data.corpus import CorpusDataModule  # noqa: F401 - found by
 from ptft_lightning.data.module import PhaseData, say
 from ptft_lightning.data.task_data import TaskDataModule
 from ptft_lightning.errors import UserError
-from ptft_lightning.modules.audit import Audit
 from ptft_lightning.modules.checkpoints import Checkpoints
 from ptft_lightning.modules.cpu_memory import keep_freed_memory
 from ptft_lightning.modules.csv_metrics import ForgetRedone
 from ptft_lightning.modules.finetune import FinetuneModule
 from ptft_lightning.modules.lightning_edges import AtomicCheckpointIO, started_ranks
 from ptft_lightning.modules.phase import PhaseModule
-from ptft_lightning.modules.predictions import Parts
 from ptft_lightning.modules.preempt import EXIT_CODE, Preempt
 from ptft_lightning.modules.pretrain import PretrainModule  # noqa: F401
 from ptft_lightning.modules.progress_callback import TrainingProgress
@@ -161,11 +160,13 @@ class CLI(ConfigCLI):
         self.datamodule.resumes = self.subcommand == "fit" and self.options.ckpt_path is not None
         self.preempt = Preempt(checkpoints)
         self.datamodule.told = lambda: self.preempt.noted
-        # The audit comes first: a checkpoint must not know a step that the audit does not.
-        audit = [] if self.datamodule.audit is None else [Audit(self.datamodule.audit)]
         from ptft_lightning.costs.watch import Costs  # leaves
+        from ptft_lightning.modules.audit import Audit
         from ptft_lightning.modules.tracking import Tracking
 
+        # The audit comes first: a checkpoint must not know a step that the audit does not.
+        file = None if options.fast_dev_run else self.datamodule.audit
+        audit = [] if file is None else [Audit(file)]
         callbacks = [*audit, self.preempt, ForgetRedone(), TrainingProgress(), Costs(run_dir)]
         given = options.callbacks or []
         options.callbacks = [*(given if isinstance(given, list) else [given]), *callbacks]
@@ -190,6 +191,14 @@ class CLI(ConfigCLI):
         tell_slow_precision(self.trainer)
         if self.options.ckpt_path is not None:
             say(f"resuming from '{self.options.ckpt_path}'")
+
+    def fit(self, model: PhaseModule, datamodule: PhaseData, **kwargs: Any) -> None:
+        """Train; one fit at a time works in a run directory."""
+        from ptft_lightning.commands.exclusive import held  # a leaf
+
+        writes = global_rank() == 0 and not cast(Any, self.trainer).fast_dev_run
+        with held(Path(self.options.run_dir)) if writes else nullcontext():
+            self.trainer.fit(model, datamodule=datamodule, **kwargs)
 
     def after_fit(self) -> None:
         """Tell a preempted run's end from a finished one's."""
@@ -239,19 +248,10 @@ class CLI(ConfigCLI):
 
     def predict(self, model: FinetuneModule, **kwargs: Any) -> None:
         """Predict, and write one JSON line per example in the order of the file."""
-        kwargs.pop("return_predictions", None)
-        mine = self.trainer.predict(model, return_predictions=True, **kwargs) or []
-        records = model.records("predict", cast(Parts, mine))
-        if not self.trainer.is_global_zero:
-            return
-        from ptft_lightning.commands.predicted import predicted_lines, write_predictions  # a leaf
+        from ptft_lightning.commands.predicted import predict  # a leaf
 
-        examples = cast(TaskDataModule, self.datamodule).examples["predict"]
-        if self.options.text is not None and self.options.output is None:
-            print("\n".join(predicted_lines(examples, records)))
-            return
-        output = Path(self.options.output or Path(self.options.run_dir) / "predictions.jsonl")
-        write_predictions(output, model.task, examples, records)
+        kwargs |= {"return_predictions": True}
+        predict(self.trainer, model, cast(TaskDataModule, self.datamodule), self.options, **kwargs)
 
 
 def run(command: str, args: list[str]) -> None:

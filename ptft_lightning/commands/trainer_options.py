@@ -35,6 +35,7 @@ def refuse_unsupported(trainer: Namespace) -> None:
     """
     interval, clip = trainer.val_check_interval, trainer.gradient_clip_val
     counted = interval is None or isinstance(interval, (int, float))
+    limit = trainer.limit_train_batches
     refusals = (
         (
             "strategy",
@@ -51,6 +52,22 @@ def refuse_unsupported(trainer: Namespace) -> None:
             "gradient_clip_algorithm",
             trainer.gradient_clip_algorithm not in (None, "norm"),
             "only 'norm' is supported",
+        ),
+        (
+            "limit_train_batches",
+            not (limit is None or (isinstance(limit, float) and limit == 1)),
+            "give trainer.max_steps instead, or data.train_examples",
+        ),
+        (
+            "check_val_every_n_epoch",
+            trainer.check_val_every_n_epoch not in (None, 1),
+            "give trainer.val_check_interval, in optimizer steps",
+        ),
+        (
+            "max_time",
+            trainer.max_time is not None,
+            "let the scheduler send SIGUSR1 before its limit (`timeout -s USR1 3h` does so, too): "
+            "the run saves, and goes on with --ckpt_path last",
         ),
         ("overfit_batches", trainer.overfit_batches != 0, "use `ptft_lightning check` instead"),
     )

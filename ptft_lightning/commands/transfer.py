@@ -7,6 +7,7 @@ was stopped goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from ptft_lightning.commands.transfer_results import (
     read_outcome,
 )
 from ptft_lightning.data.module import say
+from ptft_lightning.data.streams import open_bytes
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import LOWER_IS_BETTER
 
@@ -84,12 +86,13 @@ class Transfer:
         """Note what the trials are made from: those of other settings must not be compared."""
         config = {k: v for k, v in self.config.items() if k != "run_dir"}
         mine = {"config": config, "random_epochs": self.options.random_epochs}
-        mine |= {"starts": self.starts, "tests": self.tests}
+        mine |= {"starts": self.starts, "tests": self.tests, "contents": self._contents()}
         file = self.output / SETTINGS
         theirs = json.loads(file.read_text()) if file.is_file() else mine
         mine = json.loads(json.dumps(mine))
         changed = [name for name in ("config", "random_epochs") if mine[name] != theirs[name]]
-        for kind in ("starts", "tests"):
+        for kind in ("starts", "tests", "contents"):
+            theirs.setdefault(kind, {})  # contents were not noted once
             both = mine[kind].keys() & theirs[kind].keys()
             changed += [f"{kind} {n}" for n in sorted(both) if mine[kind][n] != theirs[kind][n]]
             mine[kind] = theirs[kind] | mine[kind]
@@ -99,6 +102,18 @@ class Transfer:
                 f"{', '.join(changed)}): give another --output"
             )
         file.write_text(json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
+
+    def _contents(self) -> dict[str, str]:
+        """Hashes of what starts and files hold, which may change behind their names."""
+        from ptft_lightning.interop.open import open_model
+
+        data = self.config["data"]["init_args"]
+        files = [data.get(name) for name in ("train", "validation", "test")]
+        found = {of: open_model(of).hash for name, of in self.starts.items() if name != RANDOM}
+        for file in filter(None, [*files, *self.tests.values()]):
+            with open_bytes(file) as stream:
+                found[file] = hashlib.sha256(stream.read()).hexdigest()[:16]
+        return found
 
     def trials(self) -> list[Trial]:
         """All of them, few labels first, so that a look at the table tells something early."""

@@ -16,6 +16,7 @@ from ptft_lightning.data.lines import text_lines
 from ptft_lightning.errors import UserError
 
 COMMENT = re.compile(r"#\s?\w+( id)?\s*=|# id ")
+UNIVERSAL_COMMENT = re.compile("#")  # there a token's line begins with its number
 LANGUAGE = re.compile(r"([a-z]{2,3}):.")
 # The columns of CoNLL-U by their names.
 UNIVERSAL = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
@@ -79,7 +80,7 @@ def read_universal(path: str, tag: str | None, bad: BadExamples) -> list[Sentenc
             f"{', '.join(UNIVERSAL[2:])}"
         )
     sentences, at = [], None if tag is None else UNIVERSAL.index(tag)
-    for rows in _blocks(path, lambda line: line.split("\t")):
+    for rows in _blocks(path, lambda line: line.split("\t"), comment=UNIVERSAL_COMMENT):
         wrong = next((place for place, row in rows if len(row) != len(UNIVERSAL)), None)
         if wrong is not None:
             bad.add(wrong, f"not the {len(UNIVERSAL)} columns of CoNLL-U, cut by tabs")
@@ -114,12 +115,14 @@ def read_parallel(path: str, tags: str | None, bad: BadExamples) -> list[Sentenc
     return sentences
 
 
-def _blocks(path: str, cut: Callable[[str], list[str]]) -> Iterator[list[Row]]:
+def _blocks(
+    path: str, cut: Callable[[str], list[str]], comment: re.Pattern[str] = COMMENT
+) -> Iterator[list[Row]]:
     """Sentences as places and columns of their lines."""
     rows = list[Row]()
     for number, line in text_lines(path):
         if line.strip(" \t\r"):
-            if not COMMENT.match(line):
+            if not comment.match(line):
                 rows.append((f"{path} line {number}", cut(line)))
         elif rows:
             yield rows

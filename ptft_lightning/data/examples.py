@@ -55,6 +55,11 @@ class Example:
         return {"text": self.text} if self.pair is None else {"text": self.text, "pair": self.pair}
 
     @property
+    def group(self) -> str:
+        """Examples of one group are held out together."""
+        return self.text
+
+    @property
     def gold(self) -> Any:
         """What should have been predicted, in the form of a line of predictions."""
         return self.label if self.labels is None else self.labels
@@ -122,15 +127,19 @@ def typed_example(text: str, columns: Columns, place: str) -> Example:
 
 def _example(record: dict[str, Any], columns: Columns, needed: list[str], place: str) -> Example:
     for name in needed:
-        if record.get(name) is None:
+        if record.get(name) is None and not (name == columns.label and name in record):
             raise UserError(
                 f"{place}: no column '{name}'; the columns are {list(record)}: set "
                 "data.columns.text, .pair or .label (and .names for a file without a header)"
             )
     label = record[columns.label] if columns.label in needed else None
+    if columns.label in needed and missing(label):
+        label = ""
     if columns.separator is not None and isinstance(label, str):
         label = [part.strip() for part in label.split(columns.separator) if part.strip()]
-    labels = [str(name) for name in label] if isinstance(label, list) else None
+    labels = None
+    if isinstance(label, list):
+        labels = [str(name) for name in label if not missing(name) and str(name).strip()]
     return Example(
         text=text_of(record, columns.text, place),
         pair=text_of(record, columns.pair, place) if columns.pair else None,
@@ -138,6 +147,11 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
         place=place,
         labels=labels,
     )
+
+
+def missing(label: Any) -> bool:
+    """Null, or NaN, which pandas writes for a field without a value."""
+    return label is None or bool(label != label)
 
 
 def text_of(record: dict[str, Any], name: str, place: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from bisect import bisect_left
@@ -44,6 +45,11 @@ class BatchLoader(DataLoader[Batch]):
 def itself(batch: Any) -> Any:
     """The collate function of datasets that already give whole batches."""
     return batch
+
+
+def outlive_interrupts(worker: int) -> None:
+    """Of Ctrl-C, which every process of a terminal gets, the main one decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class PhaseData(L.LightningDataModule):
@@ -216,6 +222,7 @@ class PhaseData(L.LightningDataModule):
             batch_size=None,  # the dataset gives whole micro-batches
             collate_fn=itself,
             num_workers=self.workers,
+            worker_init_fn=outlive_interrupts,
             pin_memory=self._trainer().strategy.root_device.type == "cuda",
         )
 

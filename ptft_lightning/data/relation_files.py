@@ -24,6 +24,7 @@ from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.lines import text_lines
 from ptft_lightning.data.module import say
 from ptft_lightning.data.streams import bare_name
+from ptft_lightning.data.words import stripped
 from ptft_lightning.errors import UserError
 
 Span = tuple[int, int]
@@ -250,13 +251,10 @@ def _checked(
     label: str | None,
     place: str,
 ) -> Related:
-    trimmed = []
-    for name, (start, end) in (("head", head), ("tail", tail)):
-        entity = text[start:end]
-        if not entity.strip():
+    trimmed = [stripped(text, *entity) for entity in (head, tail)]
+    for name, (start, end) in zip(("head", "tail"), trimmed, strict=True):
+        if start == end:
             raise ValueError(f"the {name} is blank: mark some text")
-        left = len(entity) - len(entity.lstrip())
-        trimmed.append((start + left, start + left + len(entity.strip())))
     if max(trimmed)[0] < min(trimmed)[1]:
         raise ValueError("head and tail overlap: mark two stretches apart")
     return Related(text, None, label, place, None, trimmed[0], trimmed[1], types)

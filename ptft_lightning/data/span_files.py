@@ -11,6 +11,7 @@ from ptft_lightning.data.conll import Sentence
 from ptft_lightning.data.examples import Columns
 from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.lines import json_list, json_records
+from ptft_lightning.data.module import say
 from ptft_lightning.data.streams import bare_name
 
 
@@ -21,6 +22,8 @@ class Marked:
     place: str
     text: str
     spans: list[tuple[str, int, int]] | None = None
+    annotations: int = 1
+    """How many people marked it; the first is read."""
 
 
 class _Wrong(Exception):
@@ -43,6 +46,12 @@ def read_json(
             found.append(_record(place, record, columns, labelled))
         except _Wrong as error:
             bad.add(place, str(error))
+    several = [r.place for r in found if isinstance(r, Marked) and r.annotations > 1]
+    if several:
+        say(
+            f"'{path}': {len(several)} tasks have several annotations, of which the first is read; "
+            f"the first is {several[0]}"
+        )
     return found
 
 
@@ -95,8 +104,11 @@ def _label_studio(place: str, task: dict[str, Any], columns: Columns, labelled: 
     if not done:
         raise _Wrong("a task without an annotation")
     results = _mappings(done[0].get("result"), "result")
+    kinds = {str(r.get("type")) for r in results if str(r.get("type")).endswith("labels")}
+    if strange := sorted(kinds - {"labels"}):
+        raise _Wrong(f"it is marked by {', '.join(strange)}: use a <Labels> of a <Text>")
     values = [r.get("value") for r in results if r.get("type") == "labels"]
-    return Marked(place, text, list(_spans(text, values)))
+    return Marked(place, text, list(_spans(text, values)), len(done))
 
 
 def _mappings(given: Any, name: str) -> list[dict[str, Any]]:

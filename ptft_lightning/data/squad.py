@@ -81,19 +81,13 @@ def read_questions(
             f"{' or '.join(COMPRESSED)}"
         )
     found: list[Question] = []
-    taken: dict[str, str] = {}
     for place, record in records:
         try:
-            question = _question(place, record, labelled, unanswerable)
-            if question.id in taken:
-                raise Unusable(f"id '{question.id}' is that of {taken[question.id]}, too")
+            found.append(_question(place, record, labelled, unanswerable))
         except Unusable as error:
             bad.add(place, str(error))
         except UserError as error:  # an example that is not valid Unicode says its place itself
             bad.add(place, str(error).removeprefix(f"{place}: "))
-        else:
-            taken[question.id] = place
-            found.append(question)
     if not found and not bad.found:
         raise UserError(f"'{path}' holds no questions")
     return found

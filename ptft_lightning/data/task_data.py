@@ -146,8 +146,8 @@ class TaskDataModule(PhaseData):
             validation = self._read("validation")
         else:
             share = self.validation_share
-            validation = [e for e in train if held_out(e.text, share)]
-            train = [e for e in train if not held_out(e.text, share)]
+            validation = [e for e in train if held_out(e.group, share)]
+            train = [e for e in train if not held_out(e.group, share)]
             if not train:
                 raise UserError(
                     f"data.validation_share {share} leaves no example of '{self.files['train']}' "

@@ -98,6 +98,15 @@ def holds_characters(sentences: Sequence[Sequence[str]]) -> bool:
     return some and sum(lengths) > 0.9 * len(lengths)
 
 
+def stripped(text: str, start: int, end: int) -> tuple[int, int]:
+    """A stretch of a text without the spaces around it; tokens and markings may carry those."""
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return start, end
+
+
 def words_of(span: tuple[int, int], words: Index) -> tuple[int, int, bool]:
     """The words that characters touch, as first and one after the last, and whether the characters
     begin and end where words do; first = last where they touch none."""

@@ -120,7 +120,7 @@ class Checkpoints(Callback):
         return self.run_dir / "checkpoints"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove what a save left behind that was killed."""
+        """Remove what a save left behind that was killed; put aside what comes after this step."""
         if self.asynchronous and isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError(
                 "checkpoint.asynchronous: sharded checkpoints are written by all ranks together, "
@@ -134,6 +134,14 @@ class Checkpoints(Callback):
         recover_directories(self.directory)
         for path in self.directory.glob(".*step=*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        later = [p for p in list_checkpoints(self.directory) if step_of(p) > trainer.global_step]
+        if later and not cast(Any, trainer).fast_dev_run:
+            # They are torn, or of a run that is gone back on: `last` must not mean them, nor may
+            # they count as the newest when old ones are removed.
+            from ptft_lightning.modules.spikes import set_aside  # a leaf
+
+            set_aside(self.directory, trainer.global_step, "later")
+            say(f"checkpoints after step {trainer.global_step} are kept as later-..: {len(later)}")
 
     def state_dict(self) -> dict[str, Any]:
         """The best metric so far, and its step."""

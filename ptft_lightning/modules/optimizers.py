@@ -47,6 +47,11 @@ class OptimizerConfig:
             raise UserError(f"optimizer.warmup is {self.warmup}: give a share or a number of steps")
         if not 0 <= self.momentum < 1:
             raise UserError(f"optimizer.momentum is {self.momentum}: give a number in [0, 1)")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas is {self.betas}: give numbers in [0, 1)")
+        for name in ("eps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}: give 0 or more")
         for name in ("final", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}: give 0 to 1")

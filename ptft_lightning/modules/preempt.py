@@ -1,4 +1,4 @@
-"""Stop in good order when the machine is taken away: SIGTERM or SIGUSR1 to any rank."""
+"""Stop in good order: SIGTERM or SIGUSR1 to any rank, as a machine is taken away, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -31,11 +31,15 @@ class Preempt(Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.noted = True
+        if number == signal.SIGINT:
+            say("stopping after this step; once more: at once")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put our handlers in place of Lightning's."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as a script's background job does
+                signal.signal(number, self._note)
 
     def on_train_batch_end(
         self,

@@ -22,6 +22,7 @@ from ptft_lightning.data.module import say
 from ptft_lightning.modules.phase import PhaseModule
 
 SHOWN = ("train_loss", "train_bits_per_byte", "train_accuracy", "lr", "grad_norm")
+MOST = 10  # metrics in a line; the rest would bury them
 NOTABLE_STALL = 0.01  # of the time; more is told beside the speed
 
 
@@ -31,6 +32,14 @@ def format_values(values: dict[str, float]) -> str:
     parts.append(f"{values['tokens_per_s']:,.0f} tokens/s")
     if (stall := values.get("data_stall", 0.0)) > NOTABLE_STALL:
         parts.append(f"{stall:.0%} of the time waiting for data")
+    return ", ".join(parts)
+
+
+def format_validation(values: dict[str, float]) -> str:
+    """The first metrics of a validation; of many (three for each kind of entity) no more."""
+    parts = [f"{k} {v:.4f}" for k, v in [*values.items()][:MOST]]
+    if len(values) > MOST:
+        parts.append(f"{len(values) - MOST} more in metrics.csv")
     return ", ".join(parts)
 
 
@@ -83,12 +92,8 @@ class TrainingProgress(Callback):
         """One line with the validation metrics."""
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         if trainer.is_global_zero and values and trainer.state.fn == TrainerFn.FITTING:
-            shown = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
-            line = f"step {trainer.global_step}: {shown}"
-            if self.bar is not None:
-                self.bar.console.print(line)
-            else:
-                say(line)
+            tell = say if self.bar is None else self.bar.console.print
+            tell(f"step {trainer.global_step}: {format_validation(values)}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""

@@ -242,7 +242,7 @@ class Spikes(Callback):
                 f"`show-samples --run_dir {self.run_dir} --skipped true` shows them"
             )
         if trainer.is_global_zero:
-            set_aside(self.checkpoints.directory, start)
+            set_aside(self.checkpoints.directory, start, "spiked")
             write_atomically(self.file, json.dumps(self.skips, indent=1).encode())
         trainer.strategy.barrier()
         trainer.limit_val_batches = 0  # Lightning would validate before it stops
@@ -277,14 +277,14 @@ def last_before(directory: Path, start: int) -> Path | None:
     return whole[-1] if whole else None
 
 
-def set_aside(directory: Path, start: int) -> None:
+def set_aside(directory: Path, start: int, why: str) -> None:
     """Rename the checkpoints of later steps, the newest first, to names that are free."""
     for path in reversed(list_checkpoints(directory)):
         if step_of(path) > start:
-            free = next(n for n in count(1) if not (directory / f"spiked-{n}-{path.name}").exists())
+            free = next(n for n in count(1) if not (directory / f"{why}-{n}-{path.name}").exists())
             for old in (path.with_name(f"{path.name}.bundle"), path):
                 if old.exists():
-                    old.replace(directory / f"spiked-{free}-{old.name}")
+                    old.replace(directory / f"{why}-{free}-{old.name}")
 
 
 def _other_data(segments: Segments, step: int) -> bool:

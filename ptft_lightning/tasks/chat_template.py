@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,16 +214,18 @@ class ChatTemplate:
         return [piece for piece in pieces if piece.text or piece.slot is not None]
 
     def _as_rendered(self, turns: Sequence[Turn], answered: bool, frame: Frame) -> list[str]:
-        """What is said in each turn as the template gives it: as it is, or stripped.
+        """What is said in each turn as the template gives it: as it is, or stripped, of each role.
 
         Raises:
             UserError: it changes texts in other ways, so that they cannot be told from its own.
         """
         wanted = self.render(turns, answer=not answered)
         slotted = frame.answered if answered else frame.asked
-        as_it_is = [turn.content for turn in turns]
         pieces = SLOT.split(slotted)
-        for said in (as_it_is, [text.strip() for text in as_it_is]):
+        roles = list(dict.fromkeys(turn.role for turn in turns))
+        for some in product((False, True), repeat=len(roles)):
+            strips = dict(zip(roles, some, strict=True))
+            said = [t.content.strip() if strips[t.role] else t.content for t in turns]
             filled = [said[int(p)] if i % 2 else p for i, p in enumerate(pieces)]
             if "".join(filled) == wanted:
                 return said

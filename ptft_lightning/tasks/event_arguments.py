@@ -34,6 +34,12 @@ class Triggered(Words):
     """Where the text begins in its document."""
     arguments: tuple[Placed, ...] = ()
     """All there are, by characters of the document."""
+    document: str = ""
+
+    @property
+    def group(self) -> str:
+        """The document: texts around its triggers overlap."""
+        return self.document
 
     @property
     def said(self) -> dict[str, Any]:
@@ -150,6 +156,7 @@ class EventArguments(EventTriggers):
             event=kind,
             trigger=(start - offset, end - offset),
             offset=offset,
+            document=document.text,
             arguments=tuple(sorted({_whole(one, document) for one in arguments})),
         )
         return example, inside

@@ -17,14 +17,16 @@ from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.data.batch import Batch
 from ptft_lightning.data.examples import Columns, Encoded, Example
 from ptft_lightning.data.findings import BadExamples
+from ptft_lightning.data.module import say
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.squad import Question, read_questions
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.words import stripped
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.answers import Language, best_threshold, compare, measures
 from ptft_lightning.tasks.base import Arrays, Scored, Task, TaskHead
 from ptft_lightning.tasks.pooling import spans_of
-from ptft_lightning.tasks.question_windows import Windows, encode_questions, stripped
+from ptft_lightning.tasks.question_windows import Windows, encode_questions
 from ptft_lightning.terms import IGNORE, Output, Term
 
 Monitor = Literal["f1", "exact_match", "best_f1", "loss"]
@@ -224,6 +226,8 @@ class ExtractiveQA(Task):
         """`squad_file`: {id: answer}."""
         if self.squad_file:
             answers = {cast(Question, examples[n]).id: r["answer"] for n, r in records.items()}
+            if lost := len(records) - len(answers):
+                say(f"{lost} questions have another's id: squad_file has only the last's answer")
             text = json.dumps(answers, ensure_ascii=False, indent=1) + "\n"
             output.with_suffix(".squad.json").write_text(text, encoding="utf-8")
 

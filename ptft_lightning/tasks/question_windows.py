@@ -14,6 +14,7 @@ from ptft_lightning.data.examples import Encoded
 from ptft_lightning.data.module import say
 from ptft_lightning.data.squad import Answer, Question
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.words import stripped
 from ptft_lightning.terms import IGNORE
 
 Index = npt.NDArray[np.int64]
@@ -84,15 +85,6 @@ class Notes:
             if places:
                 share = f"{len(places)} of {questions} questions ({len(places) / questions:.1%})"
                 say(f"{share} {what}; the first is {places[0]}")
-
-
-def stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    """A stretch of a text without the spaces around it; tokens may carry those."""
-    while start < end and text[start].isspace():
-        start += 1
-    while start < end and text[end - 1].isspace():
-        end -= 1
-    return start, end
 
 
 def _answer_tokens(example: Question, spans: Index, notes: Notes) -> tuple[int, int] | None:

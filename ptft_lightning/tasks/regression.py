@@ -15,7 +15,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ptft_lightning.backbones.base import Backbone
 from ptft_lightning.data.batch import Batch
-from ptft_lightning.data.examples import Encoded, Example
+from ptft_lightning.data.examples import Columns, Encoded, Example
+from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.module import say
 from ptft_lightning.data.packing import Ids
@@ -69,6 +70,18 @@ class Regression(Task):
             "monitor": self.monitor.removeprefix("val_"),
         }
 
+    def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
+        """See `Task`; what is no number cannot be used."""
+        kept = []
+        for example in super().read(path, columns, labelled, bad):
+            try:
+                _number(example)
+            except UserError as error:
+                bad.add(example.place, str(error).removeprefix(f"{example.place}: "))
+            else:
+                kept.append(example)
+        return kept
+
     def schema(self, examples: list[Example]) -> list[str]:
         """No labels; the targets' spread is told, for the choice of center and scale."""
         values = np.array([_number(e) for e in examples])
@@ -106,7 +119,11 @@ class Regression(Task):
 
 
 def _number(example: Example) -> float:
-    """The label as a number, NaN where there is none."""
+    """The label as a number, NaN where there is none.
+
+    Raises:
+        UserError: it is something else.
+    """
     given = example.label if example.labels is None else str(example.labels)
     if given is None:
         return math.nan

@@ -3,6 +3,7 @@ of what was not."""
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,6 +25,7 @@ from ptft_lightning.data.words import (
     holds_characters,
     join_words,
     split_words,
+    stripped,
     words_of,
 )
 from ptft_lightning.errors import UserError
@@ -41,6 +43,9 @@ from ptft_lightning.tasks.tags import (
 
 Format = Literal["auto", "conll", "conllu", "json", "parallel"]
 FileScheme = Literal["auto", "BIO", "IOB1", "BIOES", "BMES", "BILOU", "none"]
+# Other ways of writing B-PER, as B_PER, b-per and PER-B: those of no scheme here.
+NEARLY = re.compile(r"[BIMELSU]_.+|[bimelsu][-_].+|.+[-_][BIMELSU]", re.S)
+SHOWN = 5  # tags in a message
 ENDINGS = {".conllu": "conllu", ".jsonl": "json", ".json": "json", "seq.in": "parallel"}
 
 
@@ -146,7 +151,10 @@ class TagFiles:
             raise UserError(
                 f"'{path}': {error}: correct them, or set task.scheme none for plain tags"
             ) from error
-        if found is None or self.scheme == "auto":
+        if found is None:
+            self._refuse_nearly(path, tags - {OUTSIDE})
+            return None
+        if self.scheme == "auto":
             return found
         wanted = self._written
         if strange := {tag[0] for tag in tags - {OUTSIDE}} - set(PREFIXES[wanted]):
@@ -155,6 +163,17 @@ class TagFiles:
                 f"{self.scheme} does not know: set task.scheme auto"
             )
         return wanted
+
+    def _refuse_nearly(self, path: str, tags: set[str]) -> None:
+        """Plain tags where a scheme is named, or all of which look like those of one: every word
+        that is outside would count as found."""
+        if tags and (self.scheme != "auto" or all(map(NEARLY.fullmatch, tags))):
+            named = "a scheme's" if self.scheme == "auto" else self.scheme
+            raise UserError(
+                f"'{path}': no tag begins as {named} do, as 'B-PER'; they are "
+                f"{', '.join(sorted(tags)[:SHOWN])}: write them so, or set task.scheme none for "
+                "plain tags"
+            )
 
     def tagged(
         self, path: str, marked: list[tuple[Words, list[Span]]], bad: BadExamples
@@ -171,7 +190,8 @@ class TagFiles:
                 bad.add(example.place, f"spans {both} overlap, a word has one tag: keep one")
                 continue
             whole = list[Span]()
-            for kind, start, end in sorted(spans, key=lambda span: span.start):
+            for span in sorted(spans, key=lambda span: span.start):
+                kind, (start, end) = span.kind, stripped(example.text, span.start, span.end)
                 first, last, fits = words_of((start, end), example.words)
                 if not fits:
                     lost.append(f"{example.place} ('{example.text[start:end]}')")

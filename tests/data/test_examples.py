@@ -74,6 +74,15 @@ def test_labels_that_are_not_text(tmp_path: Path) -> None:
     assert [e.label for e in read_examples(path, Columns(), labelled=True)] == ["0", "1"]
 
 
+def test_what_stands_for_no_label_is_none(tmp_path: Path) -> None:
+    """null, and NaN as pandas writes it; in lists they are left out."""
+    lines = ["null", "NaN", '" "', '["y", null, NaN, ""]', "[null]"]
+    text = "".join(f'{{"text": "a", "label": {label}}}\n' for label in lines)
+    examples = read_examples(write(tmp_path / "t.jsonl", text), Columns(), labelled=True)
+    assert [e.label for e in examples] == ["", "", " ", None, None]
+    assert [e.labels for e in examples] == [None, None, None, ["y"], []]
+
+
 fields_ = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=9)
 
 

@@ -107,13 +107,18 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "empty question": ({"question": " \t"}, ("the question is ' \\t': give a text",)),
     "empty context": ({"context": ""}, ("the context is '': give a text",)),
     "a number for a question": ({"question": 3}, ("the question is 3: give a text",)),
-    "an id again": ({"id": "q1"}, ("id 'q1' is that of ", "line 1, too")),
     "no answer in 1.1": (
         {"answers": {"text": [], "answer_start": []}},
         ("no answer: where that is meant (SQuAD 2.0), set task.unanswerable true",),
     ),
     "half a surrogate": ({"question": "\ud800?"}, ("half of a surrogate pair",)),
 }
+
+
+def test_questions_may_share_an_id(tmp_path: Path) -> None:
+    """As in TyDi QA's files; an id only names an answer in what is written."""
+    (tmp_path / "q.jsonl").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD) + "\n")
+    assert [q.id for q in read(tmp_path / "q.jsonl")] == ["q1", "q1"]
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -192,6 +192,46 @@ def test_an_ideographic_space_is_a_token(tmp_path):
     assert (example.tokens, bad) == (["北", "\u3000", "京"], [])
 
 
+def test_all_comments_of_universal_dependencies(tmp_path):
+    """Whatever begins with # is one there; in columns it may be a token."""
+    comments = "# newdoc\n# newpar\n# the annotator was not sure\n"
+    (tmp_path / "u.conllu").write_text(comments + UNIVERSAL)
+    examples, bad = read(tmp_path / "u.conllu", tag_column="upos")
+    assert bad == []
+    assert [e.tokens for e in examples] == TOKENS
+    (tmp_path / "u.conll").write_text("# O\n1 O\n")
+    assert read(tmp_path / "u.conll")[0][0].tokens == ["#", "1"]
+
+
+@pytest.mark.parametrize(
+    ("tag", "settings"),
+    [("B_PER", {}), ("b-per", {}), ("PER-B", {}), ("PER", {"scheme": "BIO"})],
+)
+def test_tags_that_only_look_like_a_scheme_s_are_refused(tag, settings, tmp_path):
+    """Each would be a plain tag, O another one, and the share of O a high F1."""
+    (tmp_path / "a.conll").write_text(f"Ada {tag}\nmet O\n")
+    with pytest.raises(UserError, match=f"'B-PER'; they are {tag}: write them so"):
+        read(tmp_path / "a.conll", **settings)
+    examples, _ = read(tmp_path / "a.conll", scheme="none")
+    assert examples[0].labels == [tag, "O"]
+
+
+def test_spaces_around_a_span_do_not_belong_to_it(tmp_path):
+    row = {"text": "Ada Lovelace met Ben.", "label": [[0, 13, "PER"], [16, 20, "PER"]]}
+    (tmp_path / "a.jsonl").write_text(json_lines([row]))
+    (example,), bad = read(tmp_path / "a.jsonl", lost_borders=0.0)
+    assert (example.labels, bad) == (["B-PER", "I-PER", "O", "B-PER", "O"], [])
+
+
+def test_several_annotators_are_told(tmp_path, capsys):
+    tasks = label_studio()
+    tasks[0]["annotations"].append({"result": []})
+    (tmp_path / "a.jsonl").write_text(json_lines(tasks))
+    examples, _ = read(tmp_path / "a.jsonl")
+    assert [e.labels for e in examples] == TAGS
+    assert "1 tasks have several annotations, of which the first is read" in capsys.readouterr().err
+
+
 def test_ill_formed_tags_are_repaired_or_refused(tmp_path, capsys):
     file = tmp_path / "a.conll"
     file.write_text("a I-PER\nb I-LOC\nc O\n\nd B-PER\ne I-PER\n")
@@ -241,6 +281,12 @@ def test_borders_inside_words_are_counted(tmp_path, capsys):
         ("a.jsonl", '{"text": 3, "label": []}\n', "line 1", "the text is 3"),
         ("a.jsonl", studio("[1]"), "line 1", "'annotations' is no list of objects"),
         ("a.jsonl", studio('[{"result": 3}]'), "line 1", "'result' is no list of objects"),
+        (
+            "a.jsonl",
+            studio('[{"result": [{"type": "hypertextlabels", "value": {}}]}]'),
+            "line 1",
+            "it is marked by hypertextlabels: use a <Labels> of a <Text>",
+        ),
         ("a.jsonl", '{"text": "ab", "label": "A"}\n', "line 1", "the spans are 'A'"),
         ("a.jsonl", '{"text": "ab", "label": [[0, 3, "A"]]}\n', "line 1", "not inside the text"),
         ("a.jsonl", '{"text": "ab", "label": [[1, 1, "A"]]}\n', "line 1", "not inside the text"),

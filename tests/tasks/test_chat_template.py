@@ -175,6 +175,18 @@ def test_a_tokenizer_without_an_end(bpe):
         _ = ChatTemplate(None, Tokenizer(json.dumps(content)), True).end
 
 
+def test_a_template_may_strip_what_one_side_says(chat):
+    source = PLAIN.replace(
+        "message.role == 'user' %}{{ '> ' + message.content",
+        "message.role == 'user' %}{{ '> ' + message.content.strip()",
+    )
+    assert source != PLAIN
+    turns, answer = [Turn("user", " Where? ")], " To the sea "
+    written = ChatTemplate(source, chat, False).write(turns, answer, "here")
+    whole = ChatTemplate(PLAIN, chat, False).write([Turn("user", "Where?")], answer, "here")
+    assert written == whole
+
+
 def test_templates_come_from_files(tmp_path: Path):
     (tmp_path / "chat.jinja").write_text(CHATML)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))

@@ -105,6 +105,16 @@ def test_scores_of_places_and_kinds() -> None:
     assert scores["f1_A"] == pytest.approx(2 / 5)
 
 
+def test_events_of_a_document_are_held_out_together(tmp_path: Path) -> None:
+    """The texts around its triggers overlap."""
+    text = "one two three four five six"
+    nuggets = [{"start": 0, "end": 3, "text": "one"}, {"start": 24, "end": 27, "text": "six"}]
+    row = {"text": text, "events": [{"subtype": "X", "nugget": n} for n in nuggets]}
+    one, two = read(EventArguments(reach=1), [row], tmp_path)
+    assert (one.text, two.text) == ("one two", "five six")
+    assert one.group == two.group == text
+
+
 def test_an_example_knows_its_document(tmp_path: Path) -> None:
     text = "one two three four five six"
     nugget = {"start": 8, "end": 13, "text": "three"}

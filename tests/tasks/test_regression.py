@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import torch
 from scipy import stats
 
 from ptft_lightning.data.batch import build_batch
-from ptft_lightning.data.examples import Encoded, Example
+from ptft_lightning.data.examples import Columns, Encoded, Example
+from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.tokenizer import Tokenizer
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.regression import Regression, RegressionHead
@@ -79,6 +82,18 @@ def test_targets_are_numbers(bpe: Tokenizer) -> None:
     for label in ("high", "nan", "inf", ""):
         with pytest.raises(UserError, match=rf"f\.csv line 2: label '{label}' is not a number"):
             task.encode([Example("x", None, label, "f.csv line 2")], [], bpe, 16)
+
+
+def test_what_is_no_number_can_be_left_out(tmp_path: Path) -> None:
+    lines = [{"text": "x", "label": label} for label in (1.5, "n/a", None)]
+    file = tmp_path / "f.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bad = BadExamples("skip")
+    assert [e.label for e in Regression().read(str(file), Columns(), True, bad)] == ["1.5"]
+    assert bad.found == [
+        (f"{file} line 2", "label 'n/a' is not a number"),
+        (f"{file} line 3", "label '' is not a number"),
+    ]
 
 
 def test_the_spread_of_the_targets_is_told(capsys: pytest.CaptureFixture[str]) -> None:
