@@ -45,15 +45,7 @@ LAYERS = (
 )
 # Parts that no core file imports, except inside the function that needs them.
 LEAVES = (
-    *(
-        "costs",
-        "generation",
-        "interop",
-        "ngrams",
-        "report",
-        "modules/loading.py",
-        "modules/audit.py",
-    ),
+    *("costs", "generation", "interop", "ngrams", "report", "modules/loading.py"),
     *("commands/ngram.py", "commands/ngram_baseline.py", "commands/select.py", "modules/muon.py"),
     *("data/formats", "data/normalization.py", "data/tokenizer_files.py", "data/word_starts.py"),
     *("data/framing.py", "data/label_names.py", "data/sampling.py", "data/tokenizer_training.py"),
@@ -118,7 +110,7 @@ LEAVES = (
     *("backbones/lsh.py", "backbones/reversible.py"),
     *("backbones/lstm.py", "backbones/lstm_config.py"),
     *("backbones/characters.py", "backbones/recurrent.py", "data/spelling.py"),
-    *("objectives/bidirectional.py",),
+    *("objectives/bidirectional.py", "modules/audit.py"),
     *("tracking", "modules/tracking.py", "commands/sync.py"),
 )
 CORE_CODE_LINES = 6400  # 3,000 was the aim

@@ -1035,6 +1035,17 @@ def test_what_is_printed(place, capsys):
     )
 
 
+def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ptft_lightning.cli.run", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["doctor"])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_only_a_machine_s_first_process_says_it():
     run = call(["fitt"], LOCAL_RANK="1")
     assert (run.code, run.out, run.err) == (2, "", "")

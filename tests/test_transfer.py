@@ -131,7 +131,7 @@ def test_starts_labels_seeds_and_tests_become_a_table(config, base, files, tmp_p
     other = [word.replace(f"source={base}", f"source={moved}") for word in args]
     refused = call(other)
     assert refused.code == 2
-    assert "holds a comparison with other settings (config, starts source" in refused.err
+    assert "holds a comparison with other settings (config, starts source)" in refused.err
 
 
 def test_what_changed_behind_its_name_is_not_compared(config, base, files, tmp_path, monkeypatch):

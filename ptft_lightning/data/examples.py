@@ -133,13 +133,13 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
                 "data.columns.text, .pair or .label (and .names for a file without a header)"
             )
     label = record[columns.label] if columns.label in needed else None
-    if columns.label in needed and missing(label):
+    if columns.label in needed and _missing(label):
         label = ""
     if columns.separator is not None and isinstance(label, str):
         label = [part.strip() for part in label.split(columns.separator) if part.strip()]
     labels = None
     if isinstance(label, list):
-        labels = [str(name) for name in label if not missing(name) and str(name).strip()]
+        labels = [str(name) for name in label if not blank(name)]
     return Example(
         text=text_of(record, columns.text, place),
         pair=text_of(record, columns.pair, place) if columns.pair else None,
@@ -149,7 +149,12 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
     )
 
 
-def missing(label: Any) -> bool:
+def blank(label: Any) -> bool:
+    """Whether there is nothing to learn in a label, or in one of a list."""
+    return _missing(label) or not str(label).strip()
+
+
+def _missing(label: Any) -> bool:
     """Null, or NaN, which pandas writes for a field without a value."""
     return label is None or bool(label != label)
 

@@ -10,14 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ptft_lightning.data.examples import (
-    Columns,
-    Encoded,
-    Example,
-    missing,
-    read_records,
-    text_of,
-)
+from ptft_lightning.data.examples import Columns, Encoded, Example, blank, read_records, text_of
 from ptft_lightning.data.findings import NO_LABEL, BadExamples
 from ptft_lightning.data.framing import frame_example
 from ptft_lightning.data.tokenizer import Tokenizer
@@ -74,13 +67,10 @@ def _pairs(
         if columns.pair is not None and (labelled or columns.pair in record):
             pair = _field(record, columns.pair, place)
         if labelled and kind is not None:
-            if columns.label in record and missing(record[columns.label]):
+            if columns.label in record and blank(record[columns.label]):
                 bad.add(place, NO_LABEL)
                 continue
             label = _field(record, columns.label, place)
-            if not label.strip():
-                bad.add(place, NO_LABEL)
-                continue
         if label is not None and kind == "number":
             if (score := _number(label)) is None:
                 bad.add(place, f"label '{label}' is not a number")
