@@ -61,7 +61,7 @@ class RowDataset(Dataset[Batch]):
         tokens, targets = self.maker.make(
             stream, documents, slots.numbers, self.seed, self.tokenizer, words
         )
-        documents = targets.pop("documents", documents[:, :-1])
+        documents = targets.pop("documents", documents[:, :-1]).astype(int)
         segments = targets.pop("segments", None)
         hashes = None
         if self.audit:

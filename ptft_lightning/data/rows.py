@@ -108,8 +108,8 @@ class Rows:
         self, numbers: Numbers, stream: Callable[[int], Stream], fill: int
     ) -> tuple[Ids, Ids]:
         """Rows of whatever there is for each token of a shard."""
-        documents = np.zeros((len(numbers), self.length + 1), np.int64)
-        tokens = np.full_like(documents, fill)
+        documents = np.zeros((len(numbers), self.length + 1), np.int32)  # half as much to compare
+        tokens = np.full(documents.shape, fill, np.int64)
         real = np.flatnonzero(numbers >= 0)
         shards, rows = self.order.place(numbers[real])
         for at, shard, row in zip(real.tolist(), shards.tolist(), rows.tolist(), strict=True):
