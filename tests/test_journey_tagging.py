@@ -193,6 +193,12 @@ def test_typed_text_is_cut_into_words(runs):
     assert [(r["type"], r["text"]) for r in line["roles"]] == [("ARG0", "sea"), ("ARG1", "wood")]
 
 
+def test_a_model_of_characters_reads_typed_characters(runs):
+    out = done(words("predict", {"run_dir": str(runs["characters"][0]), "text": "大2009国 人"})).out
+    (line,) = read_json_lines(out)
+    assert line["tokens"] == [*"大2009国人"]
+
+
 def test_an_empty_text_has_an_empty_answer(runs):
     out = done(words("predict", {"run_dir": str(runs["columns"][0]), "text": ["", "sea"]})).out
     one, two = read_json_lines(out)

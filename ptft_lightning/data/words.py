@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ptft_lightning.data.examples import Example
 from ptft_lightning.data.tokenizer import CHARACTER
 
-Split = Literal["edges", "signs"]
+Split = Literal["auto", "edges", "signs", "characters"]
 Index = npt.NDArray[np.int64]
 # Ideographs and kana are words of their own, whatever else stands between spaces is looked at.
 CHUNK = re.compile(rf"(?!\s){CHARACTER}|(?:(?!{CHARACTER})\S)+")
@@ -48,13 +48,17 @@ def split_words(text: str, split: Split = "edges") -> Index:
 
     An ideograph is a word. Elsewhere words stand between spaces, without the punctuation and
     symbols at their edges, each of which is a word too (`edges`: "U.S.-based," is "U.S.-based" and
-    ","); `signs` cuts inside as well ("U", ".", "S", ".", "-", "based", ",").
+    ","); `signs` cuts inside as well ("U", ".", "S", ".", "-", "based", ","). With `characters`
+    all are words of their own.
     """
-    found = [
-        span
-        for match in CHUNK.finditer(text)
-        for span in _cut(match.group(), match.start(), split == "signs")
-    ]
+    if split == "characters":
+        found = [match.span() for match in re.finditer(r"\S", text)]
+    else:
+        found = [
+            span
+            for match in CHUNK.finditer(text)
+            for span in _cut(match.group(), match.start(), split == "signs")
+        ]
     return np.array(found, np.int64).reshape(-1, 2)
 
 

@@ -72,7 +72,7 @@ class Task:
     """Whether a phase-one model does the task untrained: the head is new without parameters, or
     that model's own."""
     found: Mapping[str, float] = MappingProxyType({})
-    """What `settle` chose; it travels in the bundle."""
+    """What `settle` chose, or the training file showed; it travels in the bundle."""
     likelihood: ClassVar[bool] = False
     """Whether the loss is the likelihood of tokens, so that perplexity means something."""
     decodes: ClassVar[bool] = False

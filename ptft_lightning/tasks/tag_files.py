@@ -49,7 +49,7 @@ SHOWN = 5  # tags in a message
 ENDINGS = {".conllu": "conllu", ".jsonl": "json", ".json": "json", "seq.in": "parallel"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class TagFiles:
     """How a task reads tagged words; see `Tagging` for the settings."""
 
@@ -71,6 +71,8 @@ class TagFiles:
         if not found and not bad.found:
             raise UserError(f"'{path}' holds no sentences")
         characters = holds_characters([r.tokens for r in found if isinstance(r, Sentence)])
+        if labelled and self.split == "auto":  # as the training file has them, from now on
+            self.split = "characters" if characters else "edges"
         examples = [
             _joined(record, characters)
             if isinstance(record, Sentence)

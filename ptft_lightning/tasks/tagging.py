@@ -58,7 +58,9 @@ class Tagging(Task):
         scheme: Of the files' tags; `auto` goes by the prefixes, and IOB1, which they do not tell,
             is read into BIO. Of texts with spans: how they are tagged. `none`: plain tags.
         split: How texts that come without words are cut: punctuation at the `edges` of what stands
-            between spaces is a word of its own, or all `signs` inside, too; ideographs always are.
+            between spaces is a word of its own, or all `signs` inside, too; ideographs always are,
+            and with `characters` all are. `auto`: `characters` where those were the words of the
+            training file, else `edges`; the bundle says which.
         ill_formed: What to do with sentences whose tags are out of their scheme's order, as I-
             without B-: read them as conlleval does and count them, or refuse them as bad examples.
         lost_borders: Share of the entities that may begin or end inside a token or word, where no
@@ -86,7 +88,7 @@ class Tagging(Task):
         token_column: int = 0,
         tag_column: int | str = -1,
         scheme: FileScheme = "auto",
-        split: Split = "edges",
+        split: Split = "auto",
         ill_formed: Literal["repair", "refuse"] = "repair",
         lost_borders: float = 0.01,
         presplit: bool = False,
@@ -125,7 +127,16 @@ class Tagging(Task):
 
     def read(self, path: str, columns: Columns, labelled: bool, bad: BadExamples) -> list[Example]:
         """See `TagFiles`."""
-        return [*self.files.read(path, columns, labelled, bad)]
+        self.files.split = self._split()
+        examples = self.files.read(path, columns, labelled, bad)
+        if labelled and self.files.split == "characters":
+            self.found = {"characters": 1.0}
+        return [*examples]
+
+    def _split(self) -> Split:
+        """How texts are cut: `auto` as the bundle says."""
+        known = self.files.split == "auto" and self.found.get("characters")
+        return "characters" if known else self.files.split
 
     def renamed(self, path: str, examples: list[Example], bad: BadExamples) -> list[Example]:
         """Tags that were ids may be out of their scheme's order, too."""
@@ -133,7 +144,7 @@ class Tagging(Task):
 
     def typed(self, text: str, columns: Columns, place: str) -> Example:
         """A text cut into words."""
-        return words_in(text, place, self.files.split)
+        return words_in(text, place, self._split())
 
     def labels_of(self, example: Example) -> list[str]:
         """The tags of its words."""

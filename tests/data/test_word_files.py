@@ -186,6 +186,25 @@ def test_characters_are_joined_without_spaces(tmp_path):
     assert example.text == "在2008年的北京NBA"
 
 
+@pytest.mark.parametrize("how", [{}, {"split": "edges"}])
+def test_texts_are_cut_as_the_training_file_is(how, tmp_path):
+    (tmp_path / "zh.bmes").write_text("".join(f"{c}\tO\n" for c in "在2008年"))
+    (tmp_path / "en.conll").write_text(columns(TAGS))
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text(json.dumps({"text": "在2008年"}, ensure_ascii=False) + "\n")
+    for name, split in (("zh.bmes", "characters"), ("en.conll", "edges")):
+        task = Tagging(**how)
+        task.read(str(tmp_path / name), Columns(), True, BadExamples("refuse"))
+        again = Tagging(**how)
+        again.found = task.found  # as in the bundle
+        again.read(str(tmp_path / "en.conll"), Columns(), True, BadExamples("refuse"))
+        (example,) = again.read(str(plain), Columns(), False, BadExamples("refuse"))
+        typed = again.typed("在2008年", Columns(), "--text 1")
+        assert again.config()["split"] == how.get("split", split)
+        whole = [*"在2008年"] if again.config()["split"] == "characters" else ["在", "2008", "年"]
+        assert example.tokens == typed.tokens == whole
+
+
 def test_an_ideographic_space_is_a_token(tmp_path):
     (tmp_path / "zh.txt").write_text("北\tO\n\u3000\tO\n京\tO\n")
     ((example,), bad) = read(tmp_path / "zh.txt", scheme="none")

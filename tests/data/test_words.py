@@ -40,7 +40,11 @@ def test_signs_inside_are_cut():
     assert "".join(found) == "".join(SAMPLE.split())
 
 
-@given(st.text(max_size=30), st.sampled_from(["edges", "signs"]))
+def test_characters_are_cut():
+    assert words_in(SAMPLE, "characters") == [*"".join(SAMPLE.split())]
+
+
+@given(st.text(max_size=30), st.sampled_from(["edges", "signs", "characters"]))
 def test_all_but_white_space_is_in_a_word(text, split):
     spans = split_words(text, split).tolist()
     covered = [i for a, b in spans for i in range(a, b)]
