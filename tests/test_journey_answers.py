@@ -197,3 +197,24 @@ def test_bad_examples_stop_or_are_counted(bundle, files, tmp_path):
     assert "train.jsonl line 5: messages 1 is of role 'tool'" in run.errors[0]
     skipping = options(tmp_path / "run", bundle, files, **more, data__bad_examples="skip")
     assert "1 of 60 examples (1.7%) left out" in done(words("fit", skipping)).err
+
+
+def test_talks_that_the_template_refuses_are_counted(bundle, files, tmp_path):
+    lines = (files / "train.jsonl").read_text().splitlines()
+    talk = [("system", "be brief"), ("user", "a"), ("assistant", "b")]
+    lines[4] = json.dumps({"messages": [{"role": role, "content": said} for role, said in talk]})
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "chat.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no rules') }}"
+        "{% endif %}{{ 'Q ' if m.role == 'user' else 'A ' }}{{ m.content }}{{ eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}A {% endif %}"
+    )
+    more = {"model__task__format": "messages", "data__train": str(tmp_path / "train.jsonl")}
+    more |= {"model__task__template": str(tmp_path / "chat.jinja"), "trainer__max_epochs": 1}
+    run = call(words("fit", options(tmp_path / "run", bundle, files, **more)))
+    assert run.code == 2
+    (error,) = run.errors
+    assert "train.jsonl line 5: the chat template refuses this conversation: no rules" in error
+    assert "(1 of 60 examples (1.7%)" in error
+    skipping = options(tmp_path / "run", bundle, files, **more, data__bad_examples="skip")
+    assert "1 of 60 examples (1.7%) left out" in done(words("fit", skipping)).err

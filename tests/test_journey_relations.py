@@ -142,6 +142,32 @@ def test_what_cannot_be_used_is_counted(run, files, tmp_path):
     assert measured == pytest.approx(wanted, rel=1e-5)
 
 
+def test_a_pair_too_long_to_mark_is_counted(run, files, tmp_path):
+    """It is seen only when tokens are there."""
+    long = {"text": f"a <e1>{'river ' * 80}</e1> and a <e2>hill</e2>", "label": "Other"}
+    lines = (files / "test.jsonl").read_text().splitlines()
+    lines.insert(2, json.dumps(long))
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    given = {"run_dir": str(run[0]), "data.test": str(tmp_path / "t.jsonl")}
+    failed = call(words("test", given))
+    assert failed.code == 2
+    (line,) = failed.errors
+    assert "t.jsonl line 3: what is marked takes" in line
+    assert "(1 of 24 examples (4.2%)" in line
+    assert line.endswith("leave them out: data.bad_examples skip")
+    measured = json.loads(done(words("test", given | {"data.bad_examples": "skip"})).out)
+    assert measured.pop("test_skipped") == 1
+    wanted = json.loads(done(["test", "--run_dir", str(run[0])]).out)
+    assert measured == pytest.approx(wanted, rel=1e-5)
+    given |= {"data.bad_examples": "skip", "output": str(tmp_path / "out.jsonl")}
+    said = []
+    for file in (tmp_path / "t.jsonl", files / "test.jsonl"):
+        done(words("predict", given | {"data.predict": str(file)}))
+        rows = read_json_lines((tmp_path / "out.jsonl").read_text())
+        said.append([(row["text"], row["label"]) for row in rows])
+    assert said[0] == said[1], "each answer is that of its example"
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -91,6 +91,8 @@ class Encoded:
     """(tokens, 2): the characters each token covers, for tasks that answer with parts of a text."""
     also: list[Encoded] = field(default_factory=list)
     """Further texts of the example, each read as a document of its own."""
+    fault: str = ""
+    """Why the example cannot be used, if so."""
 
 
 def documents_of(encoded: list[Encoded]) -> list[Encoded]:

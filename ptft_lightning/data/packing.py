@@ -72,11 +72,6 @@ def document_rows(ends: Index, length: int) -> int:
     return len(pack_documents(ends, length).first) - 1
 
 
-def block_rows(tokens: int, length: int) -> int:
-    """Rows of a shard of `tokens` tokens in layout `blocks`; the last one may be padded."""
-    return -(-tokens // length)
-
-
 class Stream(Protocol):
     """What there is for each token of a shard, read by slices."""
 

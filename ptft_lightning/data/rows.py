@@ -12,7 +12,6 @@ from ptft_lightning.data.packing import (
     Layout,
     Pieces,
     Stream,
-    block_rows,
     pack_documents,
     read_block,
     read_pieces,
@@ -54,7 +53,7 @@ class Rows:
     def _rows_in(self, number: int) -> int:
         shard = self.store.shards[number]
         if self.layout == "blocks":
-            return block_rows(shard.tokens, self.length)
+            return -(-shard.tokens // self.length)  # the last one may be padded
         if shard.rows is not None and (known := shard.rows.get(str(self.length))) is not None:
             return known
         if self.store.cache is not None:

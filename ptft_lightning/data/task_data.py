@@ -205,11 +205,15 @@ class TaskDataModule(PhaseData):
         return {"max_length": self.max_length, "columns": columns, "label_names": names}
 
     def _dataset(self, split: str, examples: list[Example], shuffle: bool) -> ExampleDataset:
+        from ptft_lightning.data.unusable import leave_out  # leaves
+
         report_empty(split, examples)
         known = known_only(split, examples, self.labels, self.task.labels_of, self.unknown_labels)
-        self.skipped[split] = self.skipped.get(split, 0) + len(examples) - len(known)
         length = self.max_length - self.reserved
         encoded = self.task.encode(known, self.labels, self.tokenizer, length)
+        file = self.files[split] or split
+        known, encoded = leave_out(file, known, encoded, self.bad_examples)
+        self.skipped[split] = self.skipped.get(split, 0) + len(examples) - len(known)
         report_cut(split, encoded, length)
         if not shuffle:
             self.examples[split] = known

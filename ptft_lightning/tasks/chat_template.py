@@ -127,6 +127,8 @@ class ChatTemplate:
                 eos_token=named[1],
                 pad_token=named[2],
             )
+        except UserError:
+            raise
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise UserError(f"the chat template cannot be used: {error}") from error
         return text

@@ -27,6 +27,7 @@ from ptft_lightning.data.examples import Columns, Encoded, Example
 from ptft_lightning.data.findings import BadExamples
 from ptft_lightning.data.packing import Ids
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.unusable import unusable
 from ptft_lightning.errors import UserError
 from ptft_lightning.generation.growth import TextStream
 from ptft_lightning.generation.model import LanguageModel
@@ -189,8 +190,12 @@ class Generation(Task):
         template, encoded = self._template(tokenizer), []
         new = self.decoding.max_new_tokens
         for number, example in enumerate(cast(list[Conversation], examples)):
-            written = template.write(example.turns, example.label, example.place)
-            kept, cut = fit(written, max_length, new, self.cut, example.place)
+            try:
+                written = template.write(example.turns, example.label, example.place)
+                kept, cut = fit(written, max_length, new, self.cut, example.place)
+            except UserError as error:
+                encoded.append(unusable(number, example.place, error))
+                continue
             item = Encoded(kept.ids, [0] * len(kept.ids), cut, place=example.place, example=number)
             item.targets["counted"] = np.array(kept.counted, np.int64)
             item.targets["prompt"] = np.array(kept.prompt)

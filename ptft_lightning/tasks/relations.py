@@ -21,6 +21,7 @@ from ptft_lightning.data.relation_files import (
     read_relations,
 )
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.unusable import unusable
 from ptft_lightning.errors import UserError
 from ptft_lightning.tasks.base import Arrays, Task, TaskHead, labels_in_order
 from ptft_lightning.tasks.class_weights import ClassWeights, weigh_examples
@@ -154,9 +155,12 @@ class RelationExtraction(Task):
                     (example.head, example.tail), signs, example.types or ("", ""), strict=True
                 )
             ]
-            item = mark(
-                example.text, tokens, spans, stretches, tokenizer, max_length, example.place
-            )
+            of, place = (example.text, tokens, spans, stretches), example.place
+            try:
+                item = mark(*of, tokenizer, max_length, place)
+            except UserError as error:
+                encoded.append(unusable(len(encoded), place, error))
+                continue
             item.example = len(encoded)
             item.targets["places"] = np.array(item.places, np.int64)
             if example.label is not None:
