@@ -267,6 +267,19 @@ def test_a_trial_run_leaves_the_audit_and_the_checkpoints(options, undisturbed, 
 
 
 @phase_one
+def test_another_run_leaves_an_audit_that_is_there(options, undisturbed, tmp_path):
+    mine = (undisturbed["pretrain"] / "audit").read_bytes()
+    (tmp_path / "audit").write_bytes(mine)
+    few = {"data__audit": str(tmp_path / "audit"), "trainer__max_steps": 2}
+    for n, run in enumerate(("one", "two"), start=1):
+        said = done(words("fit", options(run, **few))).err
+        assert f"what '{tmp_path / 'audit'}' held is now in '{tmp_path / f'audit-{n}'}'" in said
+    assert (tmp_path / "audit-1").read_bytes() == mine
+    two = (tmp_path / "audit").read_text()
+    assert (tmp_path / "audit-2").read_text() == two == "".join(mine.decode().splitlines(True)[:2])
+
+
+@phase_one
 def test_one_fit_at_a_time_works_in_a_directory(options, tmp_path):
     first = launch(words("fit", options("run", trainer__max_steps=100_000)))
     wait_for_lines(first, tmp_path / "run" / "audit", 2)

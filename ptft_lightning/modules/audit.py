@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ptft_lightning.data.batch import Batch
+from ptft_lightning.data.module import say
 
 
 class Audit(Callback):
@@ -20,7 +22,7 @@ class Audit(Callback):
     Where samples were left out before a step, its line has `"skipped": [first, after]`, too.
 
     The same for any number of ranks, workers and micro-batches. A resume first cuts the lines
-    after its checkpoint.
+    after its checkpoint; a run from the first step leaves what the file holds under another name.
     """
 
     def __init__(self, file: str) -> None:
@@ -33,11 +35,22 @@ class Audit(Callback):
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         kept = []
-        if self.file.is_file() and trainer.global_step > 0:
+        if trainer.global_step == 0:
+            self._set_aside()
+        elif self.file.is_file():
             lines = self.file.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
             kept = [line for line in whole if json.loads(line)["step"] < trainer.global_step]
         self.file.write_text("".join(kept))
+
+    def _set_aside(self) -> None:
+        """It may be another run's."""
+        if not (self.file.is_file() and self.file.stat().st_size):
+            return
+        names = (self.file.with_stem(f"{self.file.stem}-{n}") for n in count(1))
+        kept = next(name for name in names if not name.exists())
+        self.file.rename(kept)
+        say(f"data.audit: what '{self.file}' held is now in '{kept}'")
 
     def on_train_batch_end(
         self,
