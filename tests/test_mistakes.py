@@ -1085,3 +1085,28 @@ def test_a_setting_of_another_backbone(given, said, store, bpe_path, tmp_path):
     (name, value), *_ = given.items()
     run = call(words("fit", options | {f"model.backbone.{name}": str(value)}))
     assert said in run.errors[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "answer --run_dir none --files [{file}] --question who --output {link}",
+        "answer --run_dir none --files [docs.txt] --questions {file} --output {link}",
+        "extract --triggers none --arguments none --texts {file} --output {link}",
+        "score --init_from none --files [{file}] --output {link}",
+        "rank --queries {file} --passages p.jsonl --output {link}",
+        "rank --queries q.jsonl --passages {file} --output {link}",
+        "prompt --init_from none --test {file} --output {link}",
+        "prompt --init_from none --test t.jsonl --train {file} --shots 1 --output {link}",
+    ],
+)
+def test_no_command_writes_over_what_it_reads(command, tmp_path):
+    """Before anything is loaded; by whatever name."""
+    (tmp_path / "one.jsonl").write_text("{}\n")
+    (tmp_path / "other").symlink_to(tmp_path, target_is_directory=True)
+    names = {"file": tmp_path / "one.jsonl", "link": tmp_path / "other" / "one.jsonl"}
+    run = call([word.format(**names) for word in command.split()])
+    assert run.code == 2
+    (error,) = run.errors
+    assert error.endswith("one.jsonl' is the file that is read: name another one")
+    assert (tmp_path / "one.jsonl").read_text() == "{}\n"

@@ -64,7 +64,7 @@ def answer(
     ):
         if value < 1:
             raise UserError(f"--{name} is {value}: give 1 or more")
-    refuse_over(output, questions)
+    refuse_over(output, questions, *files)
     _check_reader(run_dir)
     asked = _questions(question, questions, question_column)
     known = _passages(files, column, passage_characters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,7 +33,7 @@ def refuse_over(output: str | Path | None, *inputs: str | None) -> None:
         UserError: the output is one of the inputs.
     """
     for given in inputs:
-        if output and given and Path(output).absolute() == Path(given).absolute():
+        if output and given and os.path.realpath(output) == os.path.realpath(given):
             raise UserError(f"--output '{output}' is the file that is read: name another one")
 
 
