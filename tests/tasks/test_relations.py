@@ -21,6 +21,7 @@ from ptft_lightning.data.examples import Example
 from ptft_lightning.data.relation_files import Related
 from ptft_lightning.data.steps import Slots
 from ptft_lightning.data.tokenizer import Tokenizer
+from ptft_lightning.data.unusable import leave_out
 from ptft_lightning.errors import UserError
 from ptft_lightning.modules.nets import TaskNet, build_backbone
 from ptft_lightning.tasks.marking import Marked, signs_of
@@ -178,10 +179,17 @@ def test_a_cut_never_loses_an_entity(data: st.DataObject, bpe: Tokenizer) -> Non
     assert lost == max(0, item.cut - outside)  # what is outside goes first
 
 
-def test_entities_longer_than_a_row_are_refused(bpe: Tokenizer) -> None:
+def test_entities_longer_than_a_row_cannot_be_used(bpe: Tokenizer) -> None:
     example = related("the water river reads a letter house", "water river", "letter house")
-    with pytest.raises(UserError, match=r"here: what is marked takes \d+ tokens .*max_length"):
-        encode(example, bpe, 6)
+    (item,) = RelationExtraction().encode([example], [*LABELS], bpe, 6)
+    assert re.fullmatch(r"what is marked takes \d+ tokens .*: raise data.max_length", item.fault)
+    with pytest.raises(UserError, match=r"^here: what is marked .* \(1 of 1 examples .* 't.jsonl'"):
+        leave_out("t.jsonl", [example], [item], "skip")
+    fine = related("the water river", "water", "river")
+    pair = RelationExtraction().encode([example, fine], [*LABELS], bpe, 8)
+    assert [bool(one.fault) for one in pair] == [True, False]
+    examples, kept = leave_out("t.jsonl", [example, fine], pair, "skip")
+    assert (examples, [one.example for one in kept]) == ([fine], [0])
 
 
 def test_a_tokenizer_without_signs_has_special_tokens(wordpiece: Tokenizer) -> None:
