@@ -116,6 +116,8 @@ Parts = tuple[list[Turn], list[str]]
 
 def _text(record: Record, name: str) -> str:
     if record.get(name) is None:
+        if name in record:
+            raise Unusable(f"'{name}' is null: give a text, or leave the line out")
         raise Unusable(
             f"no '{name}', there are {list(record)}: name the right columns or choose the file's "
             "model.task.format"
@@ -155,7 +157,7 @@ def _of_parallel(record: Record, layout: Layout, labelled: bool) -> Parts:
 def _of_alpaca(record: Record, layout: Layout, labelled: bool) -> Parts:
     wanted = _text(record, "instruction")
     if given := str(record.get("input") or ""):
-        wanted = f"{wanted}\n\n{given}"
+        wanted = f"{wanted}\n\n{given}" if wanted else given
     answers = [_text(record, "output")] if labelled or record.get("output") is not None else []
     return [*_system(record), Turn(USER, wanted)], _answers(answers, labelled)
 
@@ -189,6 +191,8 @@ def _of_turns(record: Record, layout: Layout, labelled: bool) -> Parts:
 def _list(record: Record, name: str) -> list[Any]:
     given = record.get(name)
     if not isinstance(given, list) or not given:
+        if name in record:
+            raise Unusable(f"'{name}' is {str(given)[:40]}: give a list of turns")
         raise Unusable(
             f"no list '{name}', there are {list(record)}: choose the file's model.task.format"
         )

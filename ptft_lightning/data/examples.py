@@ -101,14 +101,13 @@ def documents_of(encoded: list[Encoded]) -> list[Encoded]:
 
 
 def read_examples(path: str, columns: Columns, labelled: bool) -> list[Example]:
-    """Read every example of a .jsonl, .csv or .tsv file (also .gz or .zst).
+    """Read every example of a .jsonl, .csv or .tsv file, or of a .json list (also .gz or .zst).
 
     Raises:
         UserError: missing or empty file, broken line, or missing column, with its place.
     """
-    needed = [columns.text]
-    needed += [columns.pair] if columns.pair else []
-    needed += [columns.label] if labelled else []
+    wanted = (columns.text, columns.pair, columns.label if labelled else None)
+    needed = [name for name in wanted if name]
     examples = [
         _example(record, columns, needed, place) for place, record in read_records(path, columns)
     ]
@@ -139,9 +138,7 @@ def _example(record: dict[str, Any], columns: Columns, needed: list[str], place:
         label = ""
     if columns.separator is not None and isinstance(label, str):
         label = [part.strip() for part in label.split(columns.separator) if part.strip()]
-    labels = None
-    if isinstance(label, list):
-        labels = [str(name) for name in label if not blank(name)]
+    labels = [str(name) for name in label if not blank(name)] if isinstance(label, list) else None
     return Example(
         text=text_of(record, columns.text, place),
         pair=text_of(record, columns.pair, place) if columns.pair else None,
@@ -174,17 +171,21 @@ def text_of(record: dict[str, Any], name: str, place: str) -> str:
 
 def read_records(path: str, columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
     """The records of a file, each with its place."""
+    from ptft_lightning.data.lines import json_list  # a leaf
+
     bare = bare_name(path)
     with open_bytes(path) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
             if bare.endswith(".jsonl"):
                 yield from _jsonl(path, text)
+            elif bare.endswith(".json"):
+                yield from json_list(path)
             elif bare.endswith((".csv", ".tsv")):
                 yield from _separated(path, text, columns, tabs=bare.endswith(".tsv"))
             else:
                 raise UserError(
-                    f"cannot read '{path}': expected .jsonl, .csv or .tsv, also with "
+                    f"cannot read '{path}': expected .jsonl, .json, .csv or .tsv, also with "
                     f"{' or '.join(COMPRESSED)}"
                 )
         except UnicodeDecodeError as error:

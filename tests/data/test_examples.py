@@ -33,6 +33,7 @@ FILES = {
     "t.jsonl": '{"s1": "one", "s2": "two, three", "gold": "yes", "id": 1}\n\n'
     '{"gold": "no", "s1": "\\u6a21型", "s2": "a \\"q\\"", "id": 2}\n',
 }
+FILES["list.json"] = "[" + FILES["t.jsonl"].replace("}\n\n{", "},\n{") + "]"
 FILES["bom.csv"] = '\ufeffs1,gold,s2\none,yes,"two, three"\n模型,no,"a ""q"""\n'
 FILES["bom.jsonl"] = "\ufeff" + FILES["t.jsonl"]
 FILES["crlf.csv"] = FILES["t.csv"].replace("\n", "\r\n")
@@ -50,7 +51,8 @@ def test_named_columns(tmp_path: Path, name: str, gz: str) -> None:
         ("one", "two, three", "yes"),
         ("模型", 'a "q"', "no"),
     ]
-    assert all(e.place.startswith(f"{path} line ") for e in examples)
+    unit = "record" if name.endswith(".json") else "line"
+    assert all(e.place.startswith(f"{path} {unit} ") for e in examples)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
@@ -130,12 +132,15 @@ MISTAKES = {
     "broken line": ("t.jsonl", '{"text": "x", "label": "a"}\n{"text\n', r"line 2: not a JSON line"),
     "deep line": ("t.jsonl", "[" * 100_000, r"line 1: not a JSON line"),
     "long number": ("t.jsonl", "9" * 5000, r"line 1: not a JSON line"),
+    "not a list": ("t.json", '{"text": "x"}', r"t\.json' is not a list of JSON objects"),
+    "broken list": ("t.json", '[{"text": "x"}', r"t\.json' is not JSON"),
+    "empty list": ("t.json", "[]", r"t\.json' holds no examples"),
     "list": ("t.jsonl", '["x", "a"]\n', r"line 1: not a JSON object"),
     "surrogate": ("t.jsonl", '{"text": "\\ud800", "label": "a"}\n', r"line 1: half of a surrogate"),
     "not UTF-8": ("t.csv", b"text,label\n\xff,a\n", r"'.*t\.csv' is not UTF-8"),
     "empty": ("t.csv", "", r"'.*t\.csv' holds no examples"),
     "header alone": ("t.csv", "text,label\n", r"'.*t\.csv' holds no examples"),
-    "suffix": ("t.txt", "text,label\n", r"cannot read '.*t\.txt': expected \.jsonl, \.csv or"),
+    "suffix": ("t.txt", "text,label\n", r"cannot read '.*t\.txt': expected \.jsonl, \.json, \.csv"),
 }
 
 
