@@ -116,7 +116,7 @@ def _documents(files: list[str], column: str) -> Iterator[str]:
 def _sample(files: list[str], share: float, column: str, seed: int) -> Iterator[str]:
     """About a share of the documents, from all over the files, by hash of their text."""
     for text in read_documents(files, column, told=False):
-        digest = hashlib.blake2b(text.encode(), digest_size=8, salt=str(seed).encode())
+        digest = hashlib.blake2b(text.encode(), digest_size=8, salt=str(seed).encode()[:16])
         if int.from_bytes(digest.digest(), "big") < share * 2**64:
             yield text
 

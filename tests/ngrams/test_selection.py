@@ -82,6 +82,11 @@ def test_the_same_again_and_another_with_another_seed(heap, bpe_path, tmp_path):
     assert 0 <= sum(lengths) - sum(every) / 3 < max(lengths)
 
 
+def test_a_seed_may_be_long(heap, bpe_path, tmp_path):
+    found = choose(heap, bpe_path, tmp_path / "a.jsonl", method="dsir", seed=2**63 - 1)
+    assert len(found) == 100
+
+
 def test_a_file_without_documents_is_told_and_passed_over(heap, bpe_path, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     files = [str(tmp_path / "empty.jsonl"), str(heap["heap"])]
